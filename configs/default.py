@@ -1,0 +1,93 @@
+"""ResNet-20 on scikit-learn's handwritten digits: the default experiment, and every key with its default.
+
+    python train.py
+
+Hardware: 2 CPU cores. Time: under a minute. Result: see README.md. No download.
+
+Other experiments import this file and set only what differs. The config is locked: a misspelt key is an error.
+"""
+
+import ml_collections
+from ml_collections.config_dict import placeholder
+
+
+def get_config() -> ml_collections.ConfigDict:
+    config = ml_collections.ConfigDict()
+    config.seed = 0  # of initialisation, order and augmentation
+    config.precision = "float32"  # of the computation: float32 or bfloat16; weights and statistics stay float32
+
+    config.model = model = ml_collections.ConfigDict()
+    model.name = "resnet20"  # a key of resnet_jax.models.MODELS
+    model.num_classes = placeholder(int)  # default: what the data have; a check if given
+    model.shortcut = placeholder(str)  # none, A, B or C; default: the model's own
+    model.stem = placeholder(str)  # imagenet or small; default: the model's own
+    model.zero_init_last_scale = False  # residual blocks begin as the identity
+
+    config.norm = norm = ml_collections.ConfigDict()
+    norm.scope = "local"  # batch statistics over one device (local), all (global) or groups of devices (group)
+    norm.group_size = 1  # devices per group
+    norm.momentum = 0.9  # share of the old running value kept at each step
+    norm.epsilon = 1e-5
+
+    config.data = data = ml_collections.ConfigDict()
+    data.name = "digits"  # a key of resnet_jax.data.DATASETS
+    data.data_dir = placeholder(str)  # of prepared data; default: TensorFlow Datasets' own
+    data.loader = "device"  # the data set lies on the device
+    data.validation_size = 180  # examples held out of the training split; 0: train on all, no best checkpoint
+    data.image_size = placeholder(int)  # resize to this square; default: as stored
+    data.normalization = "channel"  # by the data set's mean and std; or "pixel_mean": minus the mean training image
+
+    config.augment = augment = ml_collections.ConfigDict()
+    augment.flip = False  # left to right, half of the time
+    augment.crop = 0  # pixels of padding before a random crop
+    augment.cutout = 0  # side of the square hole, pixels
+    augment.mixup = 0.0  # alpha; 0 for off
+    augment.cutmix = 0.0  # alpha; 0 for off. Both on: either, with equal chance
+
+    config.train = train = ml_collections.ConfigDict()
+    train.batch_size = 128  # global, over all devices
+    train.steps = placeholder(int)
+    train.epochs = 30.0  # length of the run: epochs, or steps and epochs = None
+    train.label_smoothing = 0.0
+    train.microbatches = 1  # gradient accumulation: parts that a device's batch is worked through in
+    train.ema_decay = 0.0  # of the moving average of the weights, which is evaluated too; 0 for none
+    train.steps_per_dispatch = 1  # K steps in one program: for small nets on accelerators; slow on CPU
+
+    config.optim = optim = ml_collections.ConfigDict()
+    optim.name = "sgd"  # sgd, adamw, lars, lamb or muon
+    optim.lr = 0.1  # the highest
+    optim.lr_scaling = "none"  # or "linear": lr is for a batch of 256 and grows with train.batch_size
+    optim.momentum = 0.9
+    optim.nesterov = False
+    optim.b1 = 0.9
+    optim.b2 = 0.999
+    optim.weight_decay = 1e-4
+    optim.weight_decay_mode = "l2"  # part of the gradient (l2) or beside it (decoupled)
+    optim.weight_decay_params = ".*"  # regular expression on paths like stage1_block1/conv1/kernel
+    optim.clip_norm = 0.0  # global norm of the gradient; 0 for none
+    optim.schedule = "cosine"  # constant, step, cosine, linear, polynomial or triangular
+    optim.warmup_epochs = 0.0  # length of the warm-up: set epochs or steps
+    optim.warmup_steps = 0
+    optim.warmup_shape = "linear"  # or constant
+    optim.warmup_from = 0.0  # learning rate at the first step
+    optim.end_lr = 0.0
+    optim.milestones = (0.5, 0.75)  # step: fractions of the run
+    optim.factor = 0.1  # step: at each milestone
+    optim.power = 2.0  # polynomial
+    optim.peak_at = 0.2  # triangular: fraction of the run
+
+    config.parallel = parallel = ml_collections.ConfigDict()
+    parallel.devices = placeholder(int)  # how many; default: all
+    parallel.wrapper = "shard_map"  # or pmap
+
+    config.eval = evaluation = ml_collections.ConfigDict()
+    evaluation.batch_size = 1000  # global; rounded up to a multiple of the devices
+    evaluation.every_epochs = 1.0  # evaluate on the validation split and save a checkpoint
+
+    config.checkpoint = checkpoint = ml_collections.ConfigDict()
+    checkpoint.keep = 2  # the last so many, and the best
+    checkpoint.best_metric = "accuracy"  # on the validation split: accuracy, top5, loss; or ema_accuracy, ...
+
+    config.log = log = ml_collections.ConfigDict()
+    log.every_steps = 100  # and at every evaluation
+    return config.lock()

@@ -1,0 +1,244 @@
+"""From a config to the parts of a run. The only reader of config keys besides `validate.py`."""
+
+import functools
+import math
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+
+from resnet_jax.data.augment import augment_images, mix_images, normalize
+from resnet_jax.data.device import EvalLoader, TrainLoader
+from resnet_jax.data.facts import DATASETS
+from resnet_jax.data.order import steps_for_epochs
+from resnet_jax.data.sources import Examples, load_splits
+from resnet_jax.metrics import add_sums
+from resnet_jax.models import create_model
+from resnet_jax.models.layers import batch_norm
+from resnet_jax.models.resnet import ResNet
+from resnet_jax.optim import make_optimizer, make_schedule
+from resnet_jax.parallel import DataParallel
+from resnet_jax.step import TrainState, create_state, make_eval_step, make_train_step
+from resnet_jax.validate import check_config, check_devices, check_warmup
+
+
+def build_model(config: ml_collections.ConfigDict, **batch_statistics_axis) -> ResNet:
+    """The model of a config; without an axis, batch statistics are those of the images it is called with."""
+    chosen = {key: config.model[key] for key in ("shortcut", "stem") if config.model[key] is not None}
+    return create_model(
+        config.model.name,
+        num_classes=DATASETS[config.data.name].num_classes,
+        dtype=jnp.dtype(config.precision),
+        norm=functools.partial(
+            batch_norm, momentum=config.norm.momentum, epsilon=config.norm.epsilon, **batch_statistics_axis
+        ),
+        zero_init_last_scale=config.model.zero_init_last_scale,
+        **chosen,
+    )
+
+
+def build_data(config: ml_collections.ConfigDict) -> tuple[dict[str, Examples], functools.partial]:
+    """The splits on the host, and the function that makes model input of uint8 images (traceable)."""
+    splits = load_splits(config.data.name, config.data.validation_size, config.data.data_dir)
+    facts = DATASETS[config.data.name]
+    mean, std = np.float32(facts.mean), np.float32(facts.std)
+    if config.data.normalization == "pixel_mean":
+        mean, std = splits["train"].images.mean(axis=0, dtype=np.float64).astype(np.float32) / 255, np.float32(1)
+    return splits, functools.partial(normalize, mean=mean, std=std, size=config.data.image_size)
+
+
+def image_shape(config: ml_collections.ConfigDict) -> tuple[int, int, int]:
+    """(height, width, channels) of what the model sees."""
+    height, width, channels = DATASETS[config.data.name].image_shape
+    size = config.data.image_size
+    return (size, size, channels) if size else (height, width, channels)
+
+
+class Run:
+    """The parts of a run, put together from a config.
+
+    Attributes:
+      config: as given.
+      facts: of the data set.
+      image_shape: (height, width, channels) of the model's input.
+      splits: uint8 examples on the host, by name.
+      model, schedule, parallel: see `models`, `optim` and `parallel`.
+      peak_lr: after scaling with the batch.
+      num_steps, warmup_steps: in steps.
+      eval_steps: after which the validation split is scored and a checkpoint saved.
+      state_shapes: shapes and dtypes of a TrainState.
+
+    Raises:
+      UserError: a config that cannot run, or data that are missing. Nothing is compiled before.
+    """
+
+    def __init__(self, config: ml_collections.ConfigDict):
+        check_config(config)
+        check_devices(config, jax.device_count())
+        self.config = config
+        self.facts = DATASETS[config.data.name]
+        self.image_shape = image_shape(config)
+        self.parallel = DataParallel(jax.devices()[: config.parallel.devices], config.parallel.wrapper)
+        axis = self.parallel.batch_statistics_axis(config.norm.scope, config.norm.group_size)
+        self.model = build_model(config, **axis)
+        variable_shapes(self.model, self.image_shape)  # refuses images that the model cannot take
+        self.splits, self._prepare = build_data(config)
+
+        steps = functools.partial(
+            steps_for_epochs, num_examples=len(self.splits["train"].labels), batch_size=config.train.batch_size
+        )
+        self.num_steps = config.train.steps or steps(config.train.epochs)
+        evaluations = math.ceil(self.epoch(self.num_steps) / config.eval.every_epochs)
+        self.eval_steps = {steps(count * config.eval.every_epochs) for count in range(1, evaluations)} | {
+            self.num_steps
+        }
+        self.warmup_steps = config.optim.warmup_steps or steps(config.optim.warmup_epochs)
+        check_warmup(config, self.warmup_steps, self.num_steps)
+        scale = config.train.batch_size / 256 if config.optim.lr_scaling == "linear" else 1.0
+        self.peak_lr = config.optim.lr * scale
+        self.schedule = self._build_schedule()
+        self._optimizer = self._build_optimizer()
+        self._order_key, self._init_key, self._augment_key = jax.random.split(jax.random.key(config.seed), 3)
+        self.state_shapes = jax.eval_shape(self._create_state)  # refuses a weight decay mask that matches nothing
+
+    def _build_schedule(self):
+        optim = self.config.optim
+        return make_schedule(
+            optim.schedule,
+            self.peak_lr,
+            self.num_steps,
+            warmup_steps=self.warmup_steps,
+            warmup_shape=optim.warmup_shape,
+            warmup_from=optim.warmup_from,
+            end=optim.end_lr,
+            milestones=optim.milestones,
+            factor=optim.factor,
+            power=optim.power,
+            peak_at=optim.peak_at,
+        )
+
+    def _build_optimizer(self):
+        optim = self.config.optim
+        return make_optimizer(
+            optim.name,
+            self.schedule,
+            momentum=optim.momentum,
+            nesterov=optim.nesterov,
+            b1=optim.b1,
+            b2=optim.b2,
+            weight_decay=optim.weight_decay,
+            weight_decay_mode=optim.weight_decay_mode,
+            weight_decay_params=optim.weight_decay_params,
+            clip_norm=optim.clip_norm,
+        )
+
+    def epoch(self, step: int) -> float:
+        """Epochs seen after `step` steps."""
+        return step * self.config.train.batch_size / len(self.splits["train"].labels)
+
+    def is_eval_step(self, step: int) -> bool:
+        """Evaluate and save after this step?"""
+        return step in self.eval_steps
+
+    def is_log_step(self, step: int) -> bool:
+        """Write training metrics after this step?"""
+        return step % self.config.log.every_steps == 0 or self.is_eval_step(step)
+
+    def steps_in_dispatch(self, step: int) -> int:
+        """How many steps the next program does: `steps_per_dispatch` if nothing is due before its end, or one.
+
+        A function of the step alone, so that a resumed run uses the same programs as an uninterrupted one.
+        """
+        count = self.config.train.steps_per_dispatch
+        inside = range(step + 1, step + count)
+        fits = step % count == 0 and step + count <= self.num_steps and not any(map(self.is_log_step, inside))
+        return count if fits else 1
+
+    @property
+    def num_parameters(self) -> int:
+        """Trainable weights."""
+        return sum(p.size for p in jax.tree.leaves(self.state_shapes.params))
+
+    def initial_state(self) -> TrainState:
+        """The state at step 0, on every device."""
+        return self.parallel.replicate(jax.jit(self._create_state)())
+
+    def _create_state(self) -> TrainState:
+        images = jnp.zeros((1, *self.image_shape))
+        with_ema = self.config.train.ema_decay > 0
+        return create_state(self.model, self._optimizer, self._init_key, images, with_ema)
+
+    @functools.cached_property
+    def train_loader(self) -> TrainLoader:
+        """Batches of the training split."""
+        train = self.config.train
+        return TrainLoader(
+            self.splits["train"], self._order_key, train.batch_size, train.steps_per_dispatch, self.parallel.replicate
+        )
+
+    @functools.cache  # noqa: B019  (a process builds few runs)
+    def eval_loader(self, split: str) -> EvalLoader:
+        """Batches of a split for evaluation."""
+        shards = self.parallel.shards
+        batch_size = min(self.config.eval.batch_size, len(self.splits[split].labels))
+        return EvalLoader(self.splits[split], -(-batch_size // shards) * shards, self.parallel.replicate)
+
+    @functools.cache  # noqa: B019
+    def train_steps(self, count: int) -> Callable:
+        """The compiled function `(state, feed) -> (state, sums)` that does `count` steps; sums are (count,) each."""
+        config, loader, parallel = self.config, self.train_loader, self.parallel
+        step = make_train_step(
+            self.model,
+            self._optimizer,
+            label_smoothing=config.train.label_smoothing,
+            microbatches=config.train.microbatches,
+            ema_decay=config.train.ema_decay,
+            mean=parallel.mean,
+            sum=parallel.sum,
+        )
+
+        def one_step(state, feed, ahead):
+            batch = loader.batch(feed, ahead, parallel.shard(), parallel.shards)
+            augment_key, mix_key = jax.random.split(jax.random.fold_in(self._augment_key, state.step))
+            images = augment_images(augment_key, self._prepare(batch["image"]), batch["position"], config.augment)
+            targets = jax.nn.one_hot(batch["label"], self.facts.num_classes)
+            images, targets = mix_images(mix_key, images, targets, batch["position"], config.augment)
+            return step(state, {"image": images, "target": targets})
+
+        def steps(state, feed):
+            if count == 1:  # no loop: XLA's CPU backend runs convolutions in loops several times slower
+                state, sums = one_step(state, feed, 0)
+                return state, jax.tree.map(lambda x: x[None], sums)
+            return jax.lax.scan(lambda state, ahead: one_step(state, feed, ahead), state, jnp.arange(count))
+
+        return parallel.compile(steps, donate=True)
+
+    @functools.cache  # noqa: B019
+    def eval_step(self, split: str) -> Callable:
+        """The compiled function `(variables, feed) -> sums` for one batch of a split."""
+        loader, parallel = self.eval_loader(split), self.parallel
+        step = make_eval_step(self.model, sum=parallel.sum)
+
+        def one_batch(variables, feed):
+            batch = loader.batch(feed, parallel.shard(), parallel.shards)
+            targets = jax.nn.one_hot(batch["label"], self.facts.num_classes)
+            return step(variables, {"image": self._prepare(batch["image"]), "target": targets, "mask": batch["mask"]})
+
+        return parallel.compile(one_batch)
+
+    def evaluate(self, variables: dict, split: str) -> dict[str, np.ndarray]:
+        """The sums of `metrics.classification_sums` and `class_sums` over a split, every example exactly once."""
+        total, loader, step = None, self.eval_loader(split), self.eval_step(split)
+        for feed in loader.feeds():
+            total = add_sums(total, step(variables, feed))
+        if total["count"] != loader.num_examples:
+            raise RuntimeError(f"evaluated {total['count']} of the {loader.num_examples} examples of {split}")
+        return total
+
+
+def variable_shapes(model: ResNet, shape: tuple[int, int, int]) -> dict:
+    """Shapes and dtypes of a model's variables for images of `shape` (h, w, c); nothing is computed."""
+    images = jax.ShapeDtypeStruct((1, *shape), jnp.float32)
+    return jax.eval_shape(functools.partial(model.init, train=False), jax.random.key(0), images)

@@ -1,0 +1,181 @@
+"""What is known about each data set before a byte of it is read."""
+
+import dataclasses
+
+_DIGITS = tuple("0123456789")
+
+_CIFAR100 = tuple(
+    [
+        "apple",
+        "aquarium_fish",
+        "baby",
+        "bear",
+        "beaver",
+        "bed",
+        "bee",
+        "beetle",
+        "bicycle",
+        "bottle",
+        "bowl",
+        "boy",
+        "bridge",
+        "bus",
+        "butterfly",
+        "camel",
+        "can",
+        "castle",
+        "caterpillar",
+        "cattle",
+        "chair",
+        "chimpanzee",
+        "clock",
+        "cloud",
+        "cockroach",
+        "couch",
+        "crab",
+        "crocodile",
+        "cup",
+        "dinosaur",
+        "dolphin",
+        "elephant",
+        "flatfish",
+        "forest",
+        "fox",
+        "girl",
+        "hamster",
+        "house",
+        "kangaroo",
+        "keyboard",
+        "lamp",
+        "lawn_mower",
+        "leopard",
+        "lion",
+        "lizard",
+        "lobster",
+        "man",
+        "maple_tree",
+        "motorcycle",
+        "mountain",
+        "mouse",
+        "mushroom",
+        "oak_tree",
+        "orange",
+        "orchid",
+        "otter",
+        "palm_tree",
+        "pear",
+        "pickup_truck",
+        "pine_tree",
+        "plain",
+        "plate",
+        "poppy",
+        "porcupine",
+        "possum",
+        "rabbit",
+        "raccoon",
+        "ray",
+        "road",
+        "rocket",
+        "rose",
+        "sea",
+        "seal",
+        "shark",
+        "shrew",
+        "skunk",
+        "skyscraper",
+        "snail",
+        "snake",
+        "spider",
+        "squirrel",
+        "streetcar",
+        "sunflower",
+        "sweet_pepper",
+        "table",
+        "tank",
+        "telephone",
+        "television",
+        "tiger",
+        "tractor",
+        "train",
+        "trout",
+        "tulip",
+        "turtle",
+        "wardrobe",
+        "whale",
+        "willow_tree",
+        "wolf",
+        "woman",
+        "worm",
+    ]
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class DatasetFacts:
+    """Facts of one image classification data set.
+
+    Attributes:
+      class_names: one name per label, in label order.
+      image_shape: (height, width, channels) of a stored uint8 image.
+      splits: number of examples in the official `train` and `test` splits.
+      mean, std: per-channel statistics of the official training images, on the scale 0..1.
+      tfds_name: the builder's name in TensorFlow Datasets, or None for data that ships with a package.
+    """
+
+    class_names: tuple[str, ...]
+    image_shape: tuple[int, int, int]
+    splits: dict[str, int]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    tfds_name: str | None
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.class_names)
+
+
+DATASETS = {
+    # scikit-learn's 1,797 digits (UCI optdigits test set), 8x8, 16 grey levels; the split is ours (see sources.py).
+    "digits": DatasetFacts(_DIGITS, (8, 8, 1), {"train": 1437, "test": 360}, (0.3055,), (0.3762,), None),
+    "mnist": DatasetFacts(_DIGITS, (28, 28, 1), {"train": 60000, "test": 10000}, (0.1307,), (0.3081,), "mnist"),
+    "fashion_mnist": DatasetFacts(
+        ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"),
+        (28, 28, 1),
+        {"train": 60000, "test": 10000},
+        (0.2860,),
+        (0.3530,),
+        "fashion_mnist",
+    ),
+    "kmnist": DatasetFacts(
+        ("o", "ki", "su", "tsu", "na", "ha", "ma", "ya", "re", "wo"),
+        (28, 28, 1),
+        {"train": 60000, "test": 10000},
+        (0.1918,),
+        (0.3483,),
+        "kmnist",
+    ),
+    "cifar10": DatasetFacts(
+        ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"),
+        (32, 32, 3),
+        {"train": 50000, "test": 10000},
+        (0.4914, 0.4822, 0.4465),
+        (0.2470, 0.2435, 0.2616),
+        "cifar10",
+    ),
+    "cifar100": DatasetFacts(
+        _CIFAR100,
+        (32, 32, 3),
+        {"train": 50000, "test": 10000},
+        (0.5071, 0.4865, 0.4409),
+        (0.2673, 0.2564, 0.2762),
+        "cifar100",
+    ),
+    "svhn_cropped": DatasetFacts(
+        _DIGITS,
+        (32, 32, 3),
+        {"train": 73257, "test": 26032},
+        (0.4377, 0.4438, 0.4728),
+        (0.1980, 0.2010, 0.1970),
+        "svhn_cropped",
+    ),
+}

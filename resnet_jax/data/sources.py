@@ -1,0 +1,108 @@
+"""Reads whole data sets into host memory as uint8 images and int32 labels."""
+
+import pathlib
+from typing import NamedTuple
+
+import numpy as np
+
+from resnet_jax.data.facts import DATASETS, DatasetFacts
+from resnet_jax.errors import UserError
+
+_HOLDOUT_SEED = 0  # of the splits, not of a run: two runs with different seeds train on the same examples
+
+
+class Examples(NamedTuple):
+    """images: uint8 (n, height, width, channels); labels: int32 (n,)."""
+
+    images: np.ndarray
+    labels: np.ndarray
+
+    def take(self, ids: np.ndarray) -> "Examples":
+        return Examples(self.images[ids], self.labels[ids])
+
+
+def load_splits(name: str, validation_size: int, data_dir: str | None = None) -> dict[str, Examples]:
+    """The splits `train`, `validation` (absent when `validation_size` is 0) and `test` of a data set.
+
+    The validation split is held out of the official training split: stratified by class and the same for every seed.
+
+    Args:
+      name: a key of `DATASETS`.
+      validation_size: number of examples.
+      data_dir: where prepared data sets lie; None for the default of TensorFlow Datasets.
+
+    Raises:
+      UserError: data that are not prepared, of another size than the facts say, or with labels out of range.
+    """
+    facts = DATASETS[name]
+    official = {split: _read_split(name, facts, split, data_dir) for split in ("train", "test")}
+    for split, examples in official.items():
+        _check_examples(name, facts, split, examples)
+    if not validation_size:
+        return official
+    held_out = stratified_holdout(official["train"].labels, validation_size)
+    kept = np.setdiff1d(np.arange(len(official["train"].labels)), held_out)
+    return {
+        "train": official["train"].take(kept),
+        "validation": official["train"].take(held_out),
+        "test": official["test"],
+    }
+
+
+def stratified_holdout(labels: np.ndarray, size: int) -> np.ndarray:
+    """`size` example ids, sorted, that hold every class in its share (to within one example)."""
+    shuffled = np.random.default_rng(_HOLDOUT_SEED).permutation(len(labels))
+    # An example's place among its class, as a fraction: the `size` lowest fractions take the same share of each class.
+    place = np.empty(len(labels))
+    for label in np.unique(labels):
+        members = shuffled[labels[shuffled] == label]
+        place[members] = (np.arange(len(members)) + 0.5) / len(members)
+    return np.sort(shuffled[np.argsort(place[shuffled], kind="stable")[:size]])
+
+
+def _read_split(name: str, facts: DatasetFacts, split: str, data_dir: str | None) -> Examples:
+    if facts.tfds_name is None:
+        return _read_digits(facts, split)
+    return _read_tfds(name, facts, split, data_dir)
+
+
+def _read_digits(facts: DatasetFacts, split: str) -> Examples:
+    from sklearn.datasets import load_digits
+
+    digits = load_digits()
+    images = np.round(digits.images * (255 / 16)).astype(np.uint8)[..., None]
+    labels = digits.target.astype(np.int32)
+    test = stratified_holdout(labels, facts.splits["test"])
+    ids = {"test": test, "train": np.setdiff1d(np.arange(len(labels)), test)}[split]
+    return Examples(images, labels).take(ids)
+
+
+def _read_tfds(name: str, facts: DatasetFacts, split: str, data_dir: str | None) -> Examples:
+    import tensorflow_datasets as tfds
+
+    builder = tfds.builder(facts.tfds_name, data_dir=data_dir, file_format="array_record")
+    if not pathlib.Path(builder.data_dir).exists():
+        raise UserError(
+            f"data.name: {name} is not prepared in {pathlib.Path(builder.data_dir).parent}; run: "
+            f"python -m resnet_jax.data.prepare {name}" + (f" --data_dir {data_dir}" if data_dir else "")
+        )
+    source = builder.as_data_source(split)
+    images = np.empty((len(source), *facts.image_shape), np.uint8)
+    labels = np.empty(len(source), np.int32)
+    for index, example in enumerate(source):
+        images[index], labels[index] = example["image"], example["label"]
+    return Examples(images, labels)
+
+
+def _check_examples(name: str, facts: DatasetFacts, split: str, examples: Examples) -> None:
+    if len(examples.labels) != facts.splits[split]:
+        raise UserError(
+            f"data.name: {name} should have {facts.splits[split]} examples in its {split} split, found "
+            f"{len(examples.labels)}; prepare it again: python -m resnet_jax.data.prepare {name}"
+        )
+    outside = np.flatnonzero((examples.labels < 0) | (examples.labels >= facts.num_classes))
+    if len(outside):
+        raise UserError(
+            f"data.name: {name} has {facts.num_classes} classes, labels 0 to {facts.num_classes - 1}, but example "
+            f"{outside[0]} of its {split} split has label {examples.labels[outside[0]]} ({len(outside)} such examples)"
+        )

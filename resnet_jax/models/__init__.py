@@ -1,0 +1,44 @@
+"""MODELS, the table of networks, and `create_model`."""
+
+import dataclasses
+
+import jax.numpy as jnp
+
+from resnet_jax.errors import UserError, did_you_mean
+from resnet_jax.models.cifar import CIFAR_MODELS
+from resnet_jax.models.layers import SHORTCUTS, STEMS
+from resnet_jax.models.resnet import IMAGENET_MODELS, ResNet
+
+MODELS = {**IMAGENET_MODELS, **CIFAR_MODELS}
+
+_NAMED_VALUES = {"shortcut": SHORTCUTS, "stem": STEMS}
+
+
+def create_model(name: str, *, num_classes: int, dtype=jnp.float32, **overrides) -> ResNet:
+    """A network from the registry.
+
+    >>> model = create_model("resnet20", num_classes=10)
+    >>> variables = model.init(jax.random.key(0), jnp.zeros((1, 32, 32, 3)), train=False)
+    >>> logits = model.apply(variables, images, train=False)
+
+    Args:
+      name: a key of `MODELS`.
+      num_classes: size of the logits.
+      dtype: of the computation (`jnp.float32` or `jnp.bfloat16`); parameters stay float32.
+      **overrides: other attributes of `ResNet`. `shortcut` is one of "none", "A", "B", "C" and `stem` one of
+        "imagenet", "small", or a value of your own of the same kind.
+
+    Raises:
+      UserError: an unknown name, shortcut, stem or attribute.
+    """
+    if name not in MODELS:
+        raise UserError(f"model.name: no model is called {name!r}; {did_you_mean(name, MODELS)}")
+    fields = [field.name for field in dataclasses.fields(ResNet) if field.name not in ("parent", "name")]
+    for key, value in overrides.items():
+        if key not in fields:
+            raise UserError(f"model.{key}: a model has no such attribute; {did_you_mean(key, fields)}")
+        if key in _NAMED_VALUES and isinstance(value, str):
+            if value not in _NAMED_VALUES[key]:
+                raise UserError(f"model.{key}: no {key} is called {value!r}; {did_you_mean(value, _NAMED_VALUES[key])}")
+            overrides[key] = _NAMED_VALUES[key][value]
+    return MODELS[name](num_classes=num_classes, dtype=dtype, **overrides)

@@ -1,0 +1,193 @@
+"""Learning rate schedules and optimizers, all from Optax."""
+
+import re
+from collections.abc import Callable, Sequence
+
+import jax
+import jax.numpy as jnp
+import optax
+from optax.contrib import MuonDimensionNumbers, muon
+
+from resnet_jax.errors import UserError
+
+# --- schedules: what follows the warm-up, as a function of the fraction of the remaining run that is done ---
+
+
+def _constant(peak, steps, end, **_):
+    return optax.constant_schedule(peak)
+
+
+def _cosine(peak, steps, end, **_):
+    return optax.cosine_decay_schedule(peak, steps, alpha=end / peak if peak else 0.0)
+
+
+def _polynomial(peak, steps, end, power, **_):
+    return optax.polynomial_schedule(peak, end, power, steps)
+
+
+def _linear(peak, steps, end, **_):
+    return optax.linear_schedule(peak, end, steps)
+
+
+SCHEDULES = {"constant": _constant, "cosine": _cosine, "linear": _linear, "polynomial": _polynomial}
+SCHEDULE_NAMES = (*SCHEDULES, "step", "triangular")
+
+
+def make_schedule(
+    name: str,
+    peak: float,
+    steps: int,
+    *,
+    warmup_steps: int = 0,
+    warmup_shape: str = "linear",
+    warmup_from: float = 0.0,
+    end: float = 0.0,
+    milestones: Sequence[float] = (),
+    factor: float = 0.1,
+    power: float = 1.0,
+    peak_at: float = 0.2,
+) -> optax.Schedule:
+    """The learning rate as a function of the step.
+
+    >>> [round(float(make_schedule("cosine", 0.4, 10, warmup_steps=2)(step)), 3) for step in (0, 1, 2, 6, 10)]
+    [0.0, 0.2, 0.4, 0.2, 0.0]
+    >>> [round(float(make_schedule("step", 0.1, 100, milestones=(0.5, 0.75))(step)), 4) for step in (49, 50, 75)]
+    [0.1, 0.01, 0.001]
+
+    Args:
+      name: one of SCHEDULE_NAMES.
+      peak: the highest rate.
+      steps: length of the run, warm-up included.
+      warmup_steps: before the schedule proper, which then fills the rest of the run ("step" and "triangular" keep
+        their fractions of the whole run).
+      warmup_shape: "linear" from `warmup_from` to the peak, or "constant" at `warmup_from`.
+      warmup_from: rate at step 0.
+      end: rate at the end of "cosine", "linear", "polynomial" and "triangular".
+      milestones: for "step": fractions of the run at which the rate is multiplied by `factor`.
+      power: for "polynomial".
+      peak_at: for "triangular": the fraction of the run at which the rate peaks (from `warmup_from` on a straight
+        line, to `end` on another); it has no other warm-up.
+    """
+    if name == "triangular":
+        rise = max(1, round(peak_at * steps))
+        return optax.join_schedules(
+            [optax.linear_schedule(warmup_from, peak, rise), optax.linear_schedule(peak, end, max(1, steps - rise))],
+            [rise],
+        )
+    if name == "step":
+        drops = {round(milestone * steps) - warmup_steps: factor for milestone in milestones}
+        after = optax.piecewise_constant_schedule(peak, drops)
+    else:
+        after = SCHEDULES[name](peak, steps - warmup_steps, end, power=power)
+    if not warmup_steps:
+        return after
+    if warmup_shape == "linear":
+        warmup = optax.linear_schedule(warmup_from, peak, warmup_steps)
+    else:
+        warmup = optax.constant_schedule(warmup_from)
+    return optax.join_schedules([warmup, after], [warmup_steps])
+
+
+# --- optimizers: (rate, momentum, nesterov, b1, b2, decay, mask) -> GradientTransformation; decoupled weight decay ---
+
+
+def _sgd(rate, *, momentum, nesterov, decay, mask, **_):
+    return optax.chain(
+        optax.trace(momentum, nesterov) if momentum else optax.identity(),
+        optax.add_decayed_weights(decay, mask),
+        optax.scale_by_learning_rate(rate),
+    )
+
+
+def _adamw(rate, *, b1, b2, decay, mask, **_):
+    return optax.adamw(rate, b1, b2, weight_decay=decay, mask=mask)
+
+
+def _lars(rate, *, momentum, nesterov, decay, mask, **_):
+    return optax.lars(rate, decay, mask, trust_ratio_mask=is_kernel, momentum=momentum, nesterov=nesterov)
+
+
+def _lamb(rate, *, b1, b2, decay, mask, **_):
+    return optax.lamb(rate, b1, b2, weight_decay=decay, mask=mask)
+
+
+def _muon(rate, *, momentum, nesterov, b1, b2, decay, mask, **_):
+    # Convolutions are matrices from their inputs (height, width, channels) to their outputs; the rest is Adam's.
+    def as_matrices(params):
+        return jax.tree.map(lambda p: MuonDimensionNumbers((0, 1, 2), 3) if p.ndim == 4 else None, params)
+
+    return muon(
+        rate,
+        beta=momentum,
+        nesterov=nesterov,
+        adam_b1=b1,
+        adam_b2=b2,
+        weight_decay=decay,
+        adam_weight_decay=decay,
+        weight_decay_mask=mask,
+        muon_weight_dimension_numbers=as_matrices,
+    )
+
+
+OPTIMIZERS = {"sgd": _sgd, "adamw": _adamw, "lars": _lars, "lamb": _lamb, "muon": _muon}
+
+
+def make_optimizer(
+    name: str,
+    schedule: optax.Schedule,
+    *,
+    momentum: float = 0.9,
+    nesterov: bool = False,
+    b1: float = 0.9,
+    b2: float = 0.999,
+    weight_decay: float = 0.0,
+    weight_decay_mode: str = "l2",
+    weight_decay_params: str = ".*",
+    clip_norm: float = 0.0,
+) -> optax.GradientTransformation:
+    """An Optax optimizer.
+
+    Args:
+      name: a key of OPTIMIZERS.
+      schedule: learning rate by step.
+      momentum, nesterov: of SGD, LARS and Muon.
+      b1, b2: of AdamW, LAMB and Muon's Adam.
+      weight_decay: strength.
+      weight_decay_mode: "l2" adds `weight_decay * weight` to the gradient before anything else sees it (the paper's,
+        torch's SGD); "decoupled" leaves it to the optimizer's own place: beside the momentum, times the learning rate
+        (SGD, AdamW, Muon), or inside the trust ratio (LARS, LAMB).
+      weight_decay_params: regular expression; weights whose path (`stage1_block1/conv1/kernel`) it finds decay.
+      clip_norm: gradients are scaled down to this global norm first; 0 for never.
+    """
+    mask = path_mask(weight_decay_params)
+    settings = {"momentum": momentum, "nesterov": nesterov, "b1": b1, "b2": b2, "mask": mask}
+    l2 = weight_decay if weight_decay_mode == "l2" else 0.0
+    return optax.chain(
+        optax.clip_by_global_norm(clip_norm) if clip_norm else optax.identity(),
+        optax.add_decayed_weights(l2, mask) if l2 else optax.identity(),
+        OPTIMIZERS[name](schedule, decay=weight_decay - l2, **settings),
+    )
+
+
+def is_kernel(params):
+    """True for convolution and dense kernels, False for norms and biases."""
+    return jax.tree.map(lambda p: jnp.ndim(p) > 1, params)
+
+
+def path_mask(pattern: str) -> Callable:
+    """A function from parameters to a tree of bools: does `pattern` occur in the parameter's path?
+
+    Raises:
+      UserError: (on use) when it occurs in none.
+    """
+
+    def mask(params):
+        found = jax.tree_util.tree_map_with_path(
+            lambda path, _: re.search(pattern, jax.tree_util.keystr(path, simple=True, separator="/")) is not None,
+            params,
+        )
+        if not any(jax.tree.leaves(found)):
+            raise UserError(f"optim.weight_decay_params: {pattern!r} occurs in no parameter's path; try 'kernel$'")
+        return found
+
+    return mask

@@ -1,0 +1,74 @@
+"""Data parallelism: the only file that names the device axis."""
+
+from collections.abc import Callable, Sequence
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+AXIS = "data"
+
+
+def _shard_map(function: Callable, mesh: Mesh, donate: bool) -> Callable:
+    # check_vma=False: with the default, a gradient taken inside is summed over devices already, and its mean is wrong
+    # by their number.
+    mapped = jax.shard_map(function, mesh=mesh, in_specs=PartitionSpec(), out_specs=PartitionSpec(), check_vma=False)
+    return jax.jit(mapped, donate_argnums=(0,) if donate else ())
+
+
+def _pmap(function: Callable, mesh: Mesh, donate: bool) -> Callable:
+    return jax.pmap(
+        function,
+        axis_name=AXIS,
+        in_axes=None,
+        out_axes=None,
+        devices=list(mesh.devices.flat),
+        donate_argnums=(0,) if donate else (),
+    )
+
+
+WRAPPERS = {"shard_map": _shard_map, "pmap": _pmap}
+
+
+class DataParallel:
+    """Runs one function on every device, each with its own part of the batch; arguments and results are replicated.
+
+    Inside the function `shard()`, `mean(tree)` and `sum(tree)` speak to the other devices.
+    """
+
+    def __init__(self, devices: Sequence[jax.Device], wrapper: str = "shard_map"):
+        # Auto axes: with the default, explicit ones, shard_map rejects inputs that are not sharded yet.
+        self.mesh = Mesh(np.asarray(devices), (AXIS,), axis_types=(AxisType.Auto,))
+        self.shards = len(devices)
+        self._wrap = WRAPPERS[wrapper]
+
+    def compile(self, function: Callable, donate: bool = False) -> Callable:
+        """The function on all devices at once; `donate` gives up the first argument's memory."""
+        return self._wrap(function, self.mesh, donate)
+
+    def replicate(self, tree):
+        """Copy arrays from the host to every device."""
+        # np.array: device_put may alias a host array, and a donated alias would be written to.
+        return jax.device_put(jax.tree.map(np.array, tree), NamedSharding(self.mesh, PartitionSpec()))
+
+    def shard(self) -> jax.Array:
+        """Which part of the batch is this device's (traced)."""
+        return jax.lax.axis_index(AXIS)
+
+    def mean(self, tree):
+        """The mean over devices (traced)."""
+        return jax.lax.pmean(tree, AXIS)
+
+    def sum(self, tree):
+        """The sum over devices (traced)."""
+        return jax.lax.psum(tree, AXIS)
+
+    def batch_statistics_axis(self, scope: str, group_size: int) -> dict:
+        """Arguments of `layers.batch_norm` that make batch statistics `local`, `global` or shared by a `group`."""
+        if scope == "local":
+            return {}
+        if scope == "global":
+            return {"axis_name": AXIS}
+        devices = range(self.shards)
+        groups = tuple(tuple(devices[start : start + group_size]) for start in devices[::group_size])
+        return {"axis_name": AXIS, "axis_index_groups": groups}

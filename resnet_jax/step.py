@@ -1,0 +1,129 @@
+"""The pure train and eval steps: `(state, batch) -> (state, sums)`."""
+
+from collections.abc import Callable
+
+import flax
+import jax
+import jax.numpy as jnp
+import optax
+
+from resnet_jax.metrics import class_sums, classification_sums
+
+
+@flax.struct.dataclass
+class TrainState:
+    """Everything that training changes.
+
+    Attributes:
+      step: int32, number of updates done.
+      params, batch_stats: the model's variables.
+      opt_state: of the Optax optimizer.
+      ema: moving averages {"params", "batch_stats"} of the two, or None.
+    """
+
+    step: jax.Array
+    params: dict
+    batch_stats: dict
+    opt_state: optax.OptState
+    ema: dict | None
+
+    @property
+    def variables(self) -> dict:
+        """What `model.apply` takes."""
+        return {"params": self.params, "batch_stats": self.batch_stats}
+
+
+def create_state(model, optimizer: optax.GradientTransformation, key: jax.Array, images, with_ema: bool) -> TrainState:
+    """Initial state; `images` gives the shape (1, h, w, c)."""
+    variables = model.init(key, images, train=False)
+    params, batch_stats = variables["params"], variables.get("batch_stats", {})
+    return TrainState(
+        step=jnp.zeros((), jnp.int32),
+        params=params,
+        batch_stats=batch_stats,
+        opt_state=optimizer.init(params),
+        # A copy, since the state's memory is donated and no array may be in it twice.
+        ema=jax.tree.map(jnp.copy, {"params": params, "batch_stats": batch_stats}) if with_ema else None,
+    )
+
+
+def identity(tree):
+    """The mean, and the sum, over one device."""
+    return tree
+
+
+def make_train_step(
+    model,
+    optimizer: optax.GradientTransformation,
+    *,
+    label_smoothing: float = 0.0,
+    microbatches: int = 1,
+    ema_decay: float = 0.0,
+    mean: Callable = identity,
+    sum: Callable = identity,
+) -> Callable:
+    """A function `(state, batch) -> (state, sums)` that updates the weights once.
+
+    The batch holds this device's `image`, float32 (b, h, w, c), and `target`, float32 (b, classes).
+
+    Args:
+      model: called with `train=True`.
+      optimizer: from Optax.
+      label_smoothing: share of the target that is spread evenly over all classes, in the loss that is minimised. The
+        reported loss is that same loss.
+      microbatches: the batch is worked through in so many parts, one after another, and their gradients averaged:
+        the memory of a part, the update of the whole. Batch statistics are those of a part.
+      ema_decay: of the moving average of weights and running statistics. It starts lower, at (1 + t) / (10 + t), so
+        that the initial weights are forgotten.
+      mean, sum: over devices.
+
+    Returns:
+      The step. Its sums are those of `classification_sums` over the global batch, and `grad_norm` (of the averaged
+      gradient, before clipping).
+    """
+
+    def loss_and_sums(params, batch_stats, images, targets):
+        variables = {"params": params, "batch_stats": batch_stats}
+        logits, updated = model.apply(variables, images, train=True, mutable=["batch_stats"])
+        smooth_targets = optax.smooth_labels(targets, label_smoothing)
+        sums = classification_sums(logits, targets, jnp.ones(len(images), bool))
+        sums["loss"] = jnp.sum(optax.softmax_cross_entropy(logits.astype(jnp.float32), smooth_targets))
+        return sums["loss"] / len(images), (updated.get("batch_stats", {}), sums)
+
+    gradient = jax.grad(loss_and_sums, has_aux=True)
+
+    def accumulate(params, batch_stats, images, targets):
+        def one_part(batch_stats, part):
+            grads, (batch_stats, sums) = gradient(params, batch_stats, *part)
+            return batch_stats, (grads, sums)
+
+        parts = jax.tree.map(lambda x: x.reshape(microbatches, -1, *x.shape[1:]), (images, targets))
+        batch_stats, (grads, sums) = jax.lax.scan(one_part, batch_stats, parts)
+        grads = jax.tree.map(lambda g: jnp.mean(g, axis=0), grads)
+        return grads, (batch_stats, jax.tree.map(lambda s: jnp.sum(s, axis=0), sums))
+
+    def train_step(state: TrainState, batch: dict) -> tuple[TrainState, dict]:
+        compute = gradient if microbatches == 1 else accumulate
+        grads, (batch_stats, sums) = compute(state.params, state.batch_stats, batch["image"], batch["target"])
+        grads, batch_stats, sums = mean(grads), mean(batch_stats), sum(sums)
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        ema = state.ema
+        if ema is not None:
+            decay = jnp.minimum(ema_decay, (1.0 + state.step) / (10.0 + state.step))
+            ema = optax.incremental_update({"params": params, "batch_stats": batch_stats}, ema, 1 - decay)
+        sums["grad_norm"] = optax.global_norm(grads)
+        return TrainState(state.step + 1, params, batch_stats, opt_state, ema), sums
+
+    return train_step
+
+
+def make_eval_step(model, *, sum: Callable = identity) -> Callable:
+    """A function `(variables, batch) -> sums`; the batch holds `image`, `target` and `mask`."""
+
+    def eval_step(variables: dict, batch: dict) -> dict:
+        logits = model.apply(variables, batch["image"], train=False)
+        scored = (logits, batch["target"], batch["mask"])
+        return sum({**classification_sums(*scored), **class_sums(*scored)})
+
+    return eval_step

@@ -1,0 +1,145 @@
+"""Refuses a config that cannot run, before anything compiles: each message names the field."""
+
+import math
+
+import ml_collections
+
+from resnet_jax.data.facts import DATASETS
+from resnet_jax.errors import UserError, did_you_mean
+from resnet_jax.models import MODELS, SHORTCUTS, STEMS
+from resnet_jax.optim import OPTIMIZERS, SCHEDULE_NAMES
+from resnet_jax.parallel import WRAPPERS
+
+METRICS = ("accuracy", "top5", "loss")
+
+_CHOICES = {
+    "precision": ("float32", "bfloat16"),
+    "model.name": MODELS,
+    "model.shortcut": SHORTCUTS,
+    "model.stem": STEMS,
+    "norm.scope": ("local", "global", "group"),
+    "data.name": DATASETS,
+    "data.loader": ("device",),
+    "data.normalization": ("channel", "pixel_mean"),
+    "optim.name": OPTIMIZERS,
+    "optim.lr_scaling": ("none", "linear"),
+    "optim.weight_decay_mode": ("l2", "decoupled"),
+    "optim.schedule": SCHEDULE_NAMES,
+    "optim.warmup_shape": ("linear", "constant"),
+    "parallel.wrapper": WRAPPERS,
+    "checkpoint.best_metric": (*METRICS, *(f"ema_{metric}" for metric in METRICS)),
+}
+_MAY_BE_NONE = ("model.shortcut", "model.stem", "data.image_size", "parallel.devices", "train.epochs", "train.steps")
+
+_RANGES = {
+    "at least 1": (
+        lambda x: x >= 1,
+        "norm.group_size data.image_size train.batch_size train.steps train.microbatches train.steps_per_dispatch "
+        "parallel.devices eval.batch_size checkpoint.keep log.every_steps",
+    ),
+    "more than 0": (lambda x: x > 0, "norm.epsilon train.epochs eval.every_epochs optim.factor optim.power"),
+    "0 or more": (
+        lambda x: x >= 0,
+        "seed data.validation_size augment.crop augment.cutout augment.mixup augment.cutmix optim.lr "
+        "optim.weight_decay optim.clip_norm optim.warmup_epochs optim.warmup_steps optim.warmup_from optim.end_lr",
+    ),
+    "at least 0 and less than 1": (
+        lambda x: 0 <= x < 1,
+        "norm.momentum train.label_smoothing train.ema_decay optim.momentum optim.b1 optim.b2",
+    ),
+    "more than 0 and less than 1": (lambda x: 0 < x < 1, "optim.peak_at"),
+}
+
+
+def check_config(config: ml_collections.ConfigDict) -> None:
+    """Check every value on its own; raise `UserError` for the first that cannot be."""
+    for field, choices in _CHOICES.items():
+        value = _get(config, field)
+        if value not in choices and not (value is None and field in _MAY_BE_NONE):
+            raise UserError(f"{field}: expected one of its names, found {value!r}; {did_you_mean(value, choices)}")
+    for expected, (holds, fields) in _RANGES.items():
+        for field in fields.split():
+            value = _get(config, field)
+            if value is None and field in _MAY_BE_NONE:
+                continue
+            if (isinstance(value, float) and not math.isfinite(value)) or not holds(value):
+                raise UserError(f"{field}: expected a finite number, {expected}, found {value}")
+    if any(not 0 < milestone < 1 for milestone in config.optim.milestones):
+        raise UserError(
+            f"optim.milestones: expected fractions of the run between 0 and 1, found {tuple(config.optim.milestones)}"
+        )
+    if (config.train.epochs is None) == (config.train.steps is None):
+        raise UserError(
+            f"train.epochs, train.steps: expected one of them, found {config.train.epochs} and {config.train.steps}"
+        )
+    if config.optim.warmup_epochs and config.optim.warmup_steps:
+        raise UserError(
+            "optim.warmup_epochs, optim.warmup_steps: expected at most one of them, found "
+            f"{config.optim.warmup_epochs} and {config.optim.warmup_steps}"
+        )
+    if config.checkpoint.best_metric.startswith("ema_") and not config.train.ema_decay:
+        raise UserError(
+            f"checkpoint.best_metric: {config.checkpoint.best_metric} needs train.ema_decay above 0, found 0"
+        )
+    classes = DATASETS[config.data.name].num_classes
+    if config.model.num_classes not in (None, classes):
+        raise UserError(
+            f"model.num_classes: expected {classes}, the classes of {config.data.name}, found "
+            f"{config.model.num_classes}; leave it out to take what the data have"
+        )
+    train_size = DATASETS[config.data.name].splits["train"]
+    if config.data.validation_size >= train_size:
+        raise UserError(
+            f"data.validation_size: expected fewer than the {train_size} training examples of {config.data.name}, "
+            f"found {config.data.validation_size}"
+        )
+
+
+def check_devices(config: ml_collections.ConfigDict, available: int) -> None:
+    """Check what depends on the number of devices in use."""
+    devices = config.parallel.devices or available
+    if devices > available:
+        raise UserError(f"parallel.devices: expected at most the {available} of this machine, found {devices}")
+    batch = config.train.batch_size
+    if batch % devices:
+        raise UserError(
+            f"train.batch_size: expected a multiple of the {devices} devices, found {batch}; "
+            f"try {batch - batch % devices or devices} or --config.parallel.devices=1"
+        )
+    if batch // devices % config.train.microbatches:
+        raise UserError(
+            f"train.microbatches: expected a divisor of {batch // devices}, the images per device, found "
+            f"{config.train.microbatches}"
+        )
+    if (config.augment.mixup or config.augment.cutmix) and batch // devices % 2:
+        raise UserError(
+            "augment.mixup, augment.cutmix: images are mixed in pairs; expected an even number of images per device, "
+            f"found {batch // devices} (train.batch_size {batch} on {devices} devices)"
+        )
+    if config.norm.scope == "group" and devices % config.norm.group_size:
+        raise UserError(f"norm.group_size: expected a divisor of the {devices} devices, found {config.norm.group_size}")
+
+
+def check_warmup(config: ml_collections.ConfigDict, warmup_steps: int, num_steps: int) -> None:
+    """Check the warm-up against the length of the run."""
+    if warmup_steps >= num_steps:
+        raise UserError(
+            f"optim.warmup_epochs, optim.warmup_steps: expected a warm-up shorter than the run of {num_steps} steps, "
+            f"found {warmup_steps} steps"
+        )
+    if warmup_steps and config.optim.schedule == "triangular":
+        raise UserError(
+            "optim.warmup_epochs, optim.warmup_steps: triangular rises by itself; set optim.peak_at instead"
+        )
+    first_drop = min(config.optim.milestones, default=1.0) * num_steps
+    if config.optim.schedule == "step" and warmup_steps >= first_drop:
+        raise UserError(
+            f"optim.milestones: expected the first after the warm-up of {warmup_steps} steps, found step "
+            f"{round(first_drop)}"
+        )
+
+
+def _get(config, field):
+    for part in field.split("."):
+        config = config[part]
+    return config
