@@ -2,14 +2,15 @@
 
 import datetime
 import pathlib
+import re
 import sys
 
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from resnet_jax.errors import UserError, exit_on_user_error
+from resnet_jax.errors import UserError, command_line, did_you_mean
 
-_HERE = pathlib.Path(__file__).parent
+_DEFAULT = pathlib.Path(__file__).parent / "configs" / "default.py"
 
 
 def parse(argv: list[str]) -> tuple[ConfigDict, pathlib.Path]:
@@ -18,41 +19,59 @@ def parse(argv: list[str]) -> tuple[ConfigDict, pathlib.Path]:
     Raises:
       UserError: an unknown key, a value of the wrong type, a config file that cannot be read.
     """
-    values = flags.FlagValues()
-    config_flags.DEFINE_config_file(
-        "config", str(_HERE / "configs" / "default.py"), "Experiment file.", flag_values=values, sys_argv=argv
-    )
-    flags.DEFINE_string("workdir", None, "Folder of the run; default: a new one under runs/.", flag_values=values)
-    flags.DEFINE_bool("help", False, "Show this text.", flag_values=values, short_name="h")
-    try:
-        rest = values(argv)[1:]
-        config, overrides = values.config, config_flags.get_override_values(values["config"])
-        config.is_locked  # noqa: B018  (a file that could not be read says so on first use)
-    except (flags.Error, OSError, AttributeError, KeyError, TypeError, ValueError, ImportError) as error:
-        raise UserError(f"--config: {str(error).strip()}") from None
-    if rest:
-        raise UserError(f"expected --config=FILE, --config.KEY=VALUE and --workdir=DIR, found {rest[0]!r}")
-    if values.help:
-        print(f"{__doc__}\n\nThe keys, with their defaults, stand in configs/default.py.")
-        raise SystemExit
-    _override_the_other_duration(config, overrides)
-    return config, pathlib.Path(values.workdir or _new_workdir(values["config"]))
-
-
-def _override_the_other_duration(config, overrides) -> None:
+    overrides = [argument for argument in argv if re.match(r"--(no)?config\.", argument)]
+    _check_keys(_parse_flags([argument for argument in argv if argument not in overrides]).config, overrides)
+    values = _parse_flags(argv)
+    config = values.config
     # The two say the same thing in different units; the one on the command line wins.
-    given = {"train.epochs", "train.steps"} & overrides.keys()
+    given = {"train.epochs", "train.steps"} & config_flags.get_override_values(values["config"]).keys()
     if len(given) == 1:
         config.train["steps" if given == {"train.epochs"} else "epochs"] = None
+    return config, pathlib.Path(values.workdir or _new_workdir(config_flags.get_config_filename(values["config"])))
 
 
-def _new_workdir(config_flag) -> pathlib.Path:
-    experiment = pathlib.Path(config_flags.get_config_filename(config_flag).split(":")[0]).stem
+def _parse_flags(argv: list[str]) -> flags.FlagValues:
+    values = flags.FlagValues()
+    try:
+        config_flags.DEFINE_config_file(
+            "config", str(_DEFAULT), "Experiment file.", flag_values=values, sys_argv=argv, lock_config=True
+        )
+        flags.DEFINE_string("workdir", None, "Folder of the run; default: a new one in runs/.", flag_values=values)
+        flags.DEFINE_bool("help", False, "Show this text.", short_name="h", flag_values=values)
+        rest = values(argv)[1:]
+        values.config.is_locked  # noqa: B018  (a file that was not found says so on first use)
+    except OSError:
+        path = config_flags.get_config_filename(values["config"]).split(":")[0]
+        raise UserError(f"--config: expected an experiment file like configs/default.py, found no {path}") from None
+    except (flags.Error, AttributeError, KeyError, TypeError, ValueError, ImportError, SyntaxError) as error:
+        raise UserError(f"command line: {str(error).strip().splitlines()[-1]}") from None
+    if values.help:
+        print(f"{__doc__}\n\nThe keys, with their defaults, stand in {_DEFAULT}.")
+        raise SystemExit
+    if rest:
+        raise UserError(f"expected --config=FILE, --config.KEY=VALUE and --workdir=DIR, found {rest[0]!r}")
+    return values
+
+
+def _check_keys(config: ConfigDict, overrides: list[str]) -> None:
+    for override in overrides:
+        key = re.match(r"--(?:no)?config\.([^=]*)", override)[1]
+        node = config
+        for part in key.split("."):
+            if not isinstance(node, ConfigDict):
+                raise UserError(f"config.{key}: there is no such key; what stands before .{part} is a value")
+            if part not in node:
+                raise UserError(f"config.{key}: there is no such key; {did_you_mean(part, node)}")
+            node = node[part]
+
+
+def _new_workdir(config_file: str) -> pathlib.Path:
+    experiment = pathlib.Path(config_file.split(":")[0]).stem
     return pathlib.Path("runs") / f"{experiment}-{datetime.datetime.now():%Y%m%d-%H%M%S}"
 
 
 if __name__ == "__main__":
-    with exit_on_user_error():
+    with command_line():
         config, workdir = parse(sys.argv)
         from resnet_jax import loop  # after the command line is known to be good: it takes seconds
 

@@ -43,9 +43,10 @@ def build_data(config: ml_collections.ConfigDict) -> tuple[dict[str, Examples], 
     """The splits on the host, and the function that makes model input of uint8 images (traceable)."""
     splits = load_splits(config.data.name, config.data.validation_size, config.data.data_dir)
     facts = DATASETS[config.data.name]
-    mean, std = np.float32(facts.mean), np.float32(facts.std)
+    mean, std = np.float32([[[facts.mean]]]), np.float32([[[facts.std]]])
     if config.data.normalization == "pixel_mean":
-        mean, std = splits["train"].images.mean(axis=0, dtype=np.float64).astype(np.float32) / 255, np.float32(1)
+        mean = np.float32(splits["train"].images.mean(axis=0, keepdims=True, dtype=np.float64) / 255)
+        std = np.float32(1)
     return splits, functools.partial(normalize, mean=mean, std=std, size=config.data.image_size)
 
 
@@ -90,10 +91,9 @@ class Run:
             steps_for_epochs, num_examples=len(self.splits["train"].labels), batch_size=config.train.batch_size
         )
         self.num_steps = config.train.steps or steps(config.train.epochs)
-        evaluations = math.ceil(self.epoch(self.num_steps) / config.eval.every_epochs)
-        self.eval_steps = {steps(count * config.eval.every_epochs) for count in range(1, evaluations)} | {
-            self.num_steps
-        }
+        every = config.eval.every_epochs
+        evaluations = math.ceil(self.epoch(self.num_steps) / every)
+        self.eval_steps = {steps(count * every) for count in range(1, evaluations)} | {self.num_steps}
         self.warmup_steps = config.optim.warmup_steps or steps(config.optim.warmup_epochs)
         check_warmup(config, self.warmup_steps, self.num_steps)
         scale = config.train.batch_size / 256 if config.optim.lr_scaling == "linear" else 1.0

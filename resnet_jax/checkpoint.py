@@ -5,7 +5,9 @@ its arrays, and one that does not match is refused. It lists any directory with 
 step counts only if it was committed, which the presence of its `meta` item shows.
 """
 
+import contextlib
 import hashlib
+import logging
 import pathlib
 import shutil
 
@@ -43,7 +45,7 @@ class Checkpoints:
             return sign * metrics[best_metric], -metrics["loss"]
 
         if read_only:
-            options = ocp.CheckpointManagerOptions(read_only=True, best_fn=rank)
+            options = ocp.CheckpointManagerOptions(read_only=True, create=False, save_interval_steps=0, best_fn=rank)
         else:
             keepers = [
                 checkpoint_managers.LatestN(keep),
@@ -52,7 +54,8 @@ class Checkpoints:
             policy = checkpoint_managers.AnyPreservationPolicy(keepers)
             options = ocp.CheckpointManagerOptions(preservation_policy=policy, best_fn=rank)
             self._set_aside_uncommitted()
-        self._manager = ocp.CheckpointManager(self.workdir / _DIRECTORY, options=options, item_names=_ITEMS)
+        with _orbax_warnings_silenced():  # it warns of every folder that it opens read-only
+            self._manager = ocp.CheckpointManager(self.workdir / _DIRECTORY, options=options, item_names=_ITEMS)
 
     def __enter__(self) -> "Checkpoints":
         return self
@@ -179,6 +182,17 @@ class Checkpoints:
 
 class DamagedCheckpoint(UserError):
     """A checkpoint that cannot be read, or that does not hold what was saved."""
+
+
+@contextlib.contextmanager
+def _orbax_warnings_silenced():
+    logger = logging.getLogger("absl")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 def digest(arrays: dict[str, np.ndarray]) -> str:

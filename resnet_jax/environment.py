@@ -42,9 +42,8 @@ def git_revision() -> str | None:
     root = pathlib.Path(__file__).parent.parent
 
     def git(*arguments):
-        return subprocess.run(
-            ["git", "-C", root, *arguments], capture_output=True, text=True, check=True
-        ).stdout.strip()
+        command = ["git", "-C", root, *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
     try:
         if pathlib.Path(git("rev-parse", "--show-toplevel")) != root:

@@ -3,6 +3,7 @@
 import contextlib
 import difflib
 import sys
+import warnings
 from collections.abc import Iterable
 
 
@@ -25,8 +26,13 @@ class InterruptedRun(UserError):
 
 
 @contextlib.contextmanager
-def exit_on_user_error():
-    """Turn a `UserError` into one message on stderr and its exit status; Ctrl-C into status 130."""
+def command_line():
+    """For the body of a command: messages instead of tracebacks.
+
+    A `UserError` becomes one message on stderr and its exit status, Ctrl-C becomes status 130, and warnings are shown
+    without the place in our code that they come from.
+    """
+    warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"
     try:
         yield
     except UserError as error:

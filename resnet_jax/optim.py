@@ -116,17 +116,16 @@ def _muon(rate, *, momentum, nesterov, b1, b2, decay, mask, **_):
     def as_matrices(params):
         return jax.tree.map(lambda p: MuonDimensionNumbers((0, 1, 2), 3) if p.ndim == 4 else None, params)
 
-    return muon(
-        rate,
+    # Its own weight decay knows no mask for Adam's weights, so decay and rate follow it here.
+    direction = muon(
+        1.0,
         beta=momentum,
         nesterov=nesterov,
         adam_b1=b1,
         adam_b2=b2,
-        weight_decay=decay,
-        adam_weight_decay=decay,
-        weight_decay_mask=mask,
         muon_weight_dimension_numbers=as_matrices,
     )
+    return optax.chain(direction, optax.add_decayed_weights(-decay, mask), optax.scale_by_schedule(rate))
 
 
 OPTIMIZERS = {"sgd": _sgd, "adamw": _adamw, "lars": _lars, "lamb": _lamb, "muon": _muon}

@@ -1,5 +1,6 @@
 """Data parallelism: the only file that names the device axis."""
 
+import functools
 from collections.abc import Callable, Sequence
 
 import jax
@@ -17,21 +18,25 @@ def _shard_map(function: Callable, mesh: Mesh, donate: bool) -> Callable:
 
 
 def _pmap(function: Callable, mesh: Mesh, donate: bool) -> Callable:
-    return jax.pmap(
-        function,
+    # pmap wants an argument that differs between devices; ours, which do not, follow it.
+    mapped = jax.pmap(
+        lambda device, *arguments: function(*arguments),
         axis_name=AXIS,
-        in_axes=None,
+        in_axes=(0, None, None),
         out_axes=None,
         devices=list(mesh.devices.flat),
-        donate_argnums=(0,) if donate else (),
+        donate_argnums=(1,) if donate else (),
     )
+    return functools.partial(mapped, np.arange(mesh.size))
 
 
 WRAPPERS = {"shard_map": _shard_map, "pmap": _pmap}
 
 
 class DataParallel:
-    """Runs one function on every device, each with its own part of the batch; arguments and results are replicated.
+    """Runs a function of two arguments on every device, each on its own part of the batch.
+
+    Arguments and results are replicated.
 
     Inside the function `shard()`, `mean(tree)` and `sum(tree)` speak to the other devices.
     """

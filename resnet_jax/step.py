@@ -112,7 +112,7 @@ def make_train_step(
         if ema is not None:
             decay = jnp.minimum(ema_decay, (1.0 + state.step) / (10.0 + state.step))
             ema = optax.incremental_update({"params": params, "batch_stats": batch_stats}, ema, 1 - decay)
-        sums["grad_norm"] = optax.global_norm(grads)
+        sums["grad_norm"] = optax.tree.norm(grads)
         return TrainState(state.step + 1, params, batch_stats, opt_state, ema), sums
 
     return train_step

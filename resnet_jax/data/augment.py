@@ -11,13 +11,13 @@ import jax.numpy as jnp
 
 
 def normalize(images: jax.Array, mean: jax.Array, std: jax.Array, size: int | None = None) -> jax.Array:
-    """float32 images from uint8 ones (..., h, w, c): scaled to 0..1, `(x - mean) / std`, resized to `size` squared.
+    """float32 images from uint8 ones (b, h, w, c): scaled to 0..1, `(x - mean) / std`, resized to `size` squared.
 
-    `mean` and `std` broadcast against an image: per channel (c,) or per pixel (h, w, c).
+    `mean` and `std` are scalars, or per channel (1, 1, 1, c), or per pixel (1, h, w, c).
     """
-    images = (images.astype(jnp.float32) / 255 - jnp.asarray(mean)) / jnp.asarray(std)
-    if size is not None and images.shape[-3:-1] != (size, size):
-        images = jax.image.resize(images, (*images.shape[:-3], size, size, images.shape[-1]), "bilinear")
+    images = (images.astype(jnp.float32) / 255 - mean) / std
+    if size is not None and images.shape[1:3] != (size, size):
+        images = jax.image.resize(images, (len(images), size, size, images.shape[-1]), "bilinear")
     return images
 
 

@@ -14,7 +14,6 @@ class Layer:
 
     Attributes:
       name: path of its parameters.
-      kind: class name.
       output_shape: without the batch.
       parameters: number of trainable weights.
       multiply_adds: for one image; a bias, a norm and a pooling count as nothing (He et al. 2015, Table 1).
@@ -22,7 +21,6 @@ class Layer:
     """
 
     name: str
-    kind: str
     output_shape: tuple[int, ...]
     parameters: int
     multiply_adds: int
@@ -59,7 +57,6 @@ def _describe(module: nn.Module, output: jax.Array) -> Layer:
     outputs_per_channel = math.prod(shape[:-1])  # each uses every weight of the kernel once
     return Layer(
         name="/".join(module.path),
-        kind=type(module).__name__,
         output_shape=shape,
         parameters=sum(p.size for p in jax.tree.leaves(params)),
         multiply_adds=params["kernel"].size * outputs_per_channel if "kernel" in params else 0,

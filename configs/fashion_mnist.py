@@ -1,0 +1,21 @@
+"""ResNet-20 on Fashion-MNIST.
+
+    python -m resnet_jax.data.prepare fashion_mnist
+    python train.py --config=configs/fashion_mnist.py
+
+Hardware: 1 GPU, or 2 CPU cores with --config.train.epochs=3. Time and result: see README.md.
+"""
+
+from configs import default
+
+
+def get_config():
+    config = default.get_config()
+    config.data.name = "fashion_mnist"
+    config.data.validation_size = 5000
+    config.augment.flip = True
+    config.augment.crop = 2
+    config.train.epochs = 30.0
+    config.optim.nesterov = True
+    config.optim.weight_decay = 5e-4
+    return config

@@ -1,0 +1,151 @@
+"""Prepare a data set once, as ArrayRecord files: `python -m resnet_jax.data.prepare NAME`.
+
+Reading what this writes needs no TensorFlow; writing it does (`pip install -r requirements-prepare.txt`).
+On a machine without a network, fetch the files elsewhere and name their folder with `--downloads`.
+"""
+
+import argparse
+import importlib.util
+import pathlib
+import tempfile
+import time
+
+import requests
+import tensorflow_datasets as tfds
+from tensorflow_datasets.core.download import checksums, download_manager, downloader, resource
+
+from resnet_jax.data.facts import DATASETS
+from resnet_jax.errors import UserError, command_line, did_you_mean
+
+
+def prepare(name: str, data_dir: str | None = None, downloads: str | None = None) -> None:
+    """Write the data set `name` under `data_dir` as ArrayRecord files, unless it is there already.
+
+    Args:
+      name: a key of `DATASETS`.
+      data_dir: root of the prepared data sets; None means TFDS's own (~/tensorflow_datasets or $TFDS_DATA_DIR).
+      downloads: folder with the files that TFDS would download, named as in their URLs. It is only read.
+
+    Raises:
+      UserError: the user can fix it, and the message says how.
+    """
+    if name not in DATASETS:
+        raise UserError(f"there is no data set {name!r}; {did_you_mean(name, DATASETS)}")
+    train_command = f"python train.py --config.data.name={name}"
+    if DATASETS[name].tfds_name is None:
+        print(f"{name} needs no preparation: it comes with an installed package\n  train:  {train_command}")
+        return
+    if data_dir is not None:
+        train_command += f" --config.data.data_dir={data_dir}"
+    builder = _builder(name, data_dir)
+    start, is_new = time.monotonic(), not builder.data_path.exists()
+    if is_new:
+        _write(builder, name, downloads)
+    _check_splits(builder, name, is_new)
+    took = f"prepared in {time.monotonic() - start:.1f} s" if is_new else "is prepared already"
+    splits = ", ".join(f"{split} {info.num_examples:,}" for split, info in builder.info.splits.items())
+    print(f"{name} {took}: {builder.data_dir}\n  splits: {splits}\n  train:  {train_command}")
+
+
+def _builder(name, data_dir):
+    try:
+        return tfds.builder(DATASETS[name].tfds_name, data_dir=data_dir, file_format="array_record")
+    except ValueError as error:  # what TFDS says when the data set is there as TFRecord files
+        raise UserError(f"{name} is there, but not as ArrayRecord files: {error}. Try another --data_dir.") from error
+
+
+def _write(builder, name, downloads):
+    if importlib.util.find_spec("tensorflow") is None:
+        raise UserError(
+            "preparing a data set needs TensorFlow (reading it later does not), and it is not installed; "
+            "try: pip install -r requirements-prepare.txt"
+        )
+    if downloads is None:
+        _write_from_network(builder, name)
+    else:
+        _write_from_files(builder, name, pathlib.Path(downloads).expanduser().resolve())
+
+
+def _write_from_network(builder, name):
+    downloader.MAX_RETRIES = 4  # TFDS's 10, ever further apart, keep a machine without a network waiting for minutes
+    try:
+        builder.download_and_prepare()
+    except (requests.RequestException, tfds.download.DownloadError, download_manager.NonMatchingChecksumError) as error:
+        raise UserError(
+            f"{name} could not be downloaded: {error}\n"
+            f"Try again, or fetch these files elsewhere into one folder DIR:\n{_listing(builder.url_infos)}\n"
+            "and run the same command with --downloads DIR"
+        ) from error
+
+
+def _write_from_files(builder, name, downloads):
+    files = {url: downloads / _file_name(url) for url in builder.url_infos}
+    if missing := [url for url, path in files.items() if not path.is_file()]:
+        raise UserError(
+            f"{downloads} lacks files that {name} is made from:\n{_listing(missing)}\n"
+            f"Fetch them into {downloads} and try again."
+        )
+    found = {url: checksums.compute_url_info(path).checksum for url, path in files.items()}
+    differing = [url for url, info in builder.url_infos.items() if found[url] != info.checksum]
+    for url in differing:
+        print(
+            f"warning: {files[url]} is not the file that TFDS registers for {name}; going on with it\n"
+            f"  SHA-256 expected: {builder.url_infos[url].checksum}\n  SHA-256 found:    {found[url]}"
+        )
+    # TFDS trusts a file in its download cache without looking at it again, and would keep what it unpacks there for
+    # other data sets and later calls. So the cache is a throw-away one that only points at the user's files.
+    with tempfile.TemporaryDirectory() as cache:
+        _link_into_cache(builder, files, pathlib.Path(cache))
+        try:
+            builder.download_and_prepare(download_dir=cache)
+        except Exception as error:
+            if not differing:
+                raise
+            raise UserError(
+                f"{name} could not be made from the files in {downloads}: {type(error).__name__}: {error}\n"
+                f"These are not the files that TFDS registers; fetch them again:\n{_listing(differing)}"
+            ) from error
+
+
+def _link_into_cache(builder, files, cache):
+    (cache / builder.name).mkdir()
+    for url, path in files.items():
+        info = builder.url_infos[url]
+        link = cache / builder.name / resource.get_dl_fname(url, info.checksum)
+        link.symlink_to(path)
+        # TFDS takes a cached file only with this note beside it.
+        resource.write_info_file(url, link, builder.name, path.name, info)
+
+
+def _check_splits(builder, name, is_new):
+    expected = DATASETS[name].splits
+    found = {str(split): info.num_examples for split, info in builder.info.splits.items()}
+    if expected == {split: found.get(split) for split in expected}:
+        return
+    if is_new:
+        builder.data_path.rmtree()  # so that the next call starts afresh
+    advice = "Look at the files it was made from" if is_new else f"Delete {builder.data_dir}"
+    raise UserError(f"{name} should have the splits {expected}, but TFDS wrote {found}. {advice} and prepare it again.")
+
+
+def _listing(urls):
+    return "\n".join(f"  {_file_name(url)}  {url}" for url in urls)
+
+
+def _file_name(url):
+    return url.rsplit("/", 1)[-1]
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Parse the command line and prepare one data set."""
+    parser = argparse.ArgumentParser(prog="python -m resnet_jax.data.prepare", description=__doc__.splitlines()[0])
+    parser.add_argument("name", metavar="NAME", help=", ".join(DATASETS))
+    parser.add_argument("--data_dir", metavar="D", help="root of the prepared data sets (default: TFDS's own)")
+    parser.add_argument("--downloads", metavar="DIR", help="folder with the files already fetched; it is only read")
+    args = parser.parse_args(argv)
+    with command_line():
+        prepare(args.name, args.data_dir, args.downloads)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,62 @@
+"""What a research script asks of a finished run: its model with its weights, and its data."""
+
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from resnet_jax.build import build_data, build_model, image_shape, variable_shapes
+from resnet_jax.checkpoint import Checkpoints
+from resnet_jax.errors import UserError
+from resnet_jax.models.resnet import ResNet
+from resnet_jax.workdir import read_config
+
+
+def load_checkpoint(
+    workdir: str | pathlib.Path, step: str | int = "best", *, ema: bool = False
+) -> tuple[ResNet, dict[str, dict]]:
+    """The model of a run and its weights.
+
+    >>> model, variables = load_checkpoint("runs/digits", step="best")
+    >>> logits = model.apply(variables, images, train=False)
+
+    Args:
+      workdir: of the run.
+      step: "best" on the validation split, "latest", or a number.
+      ema: the moving average of the weights instead of the weights.
+
+    Returns:
+      (model, {"params", "batch_stats"}): float32 arrays on the default device.
+
+    Raises:
+      UserError: no run, no such step, a damaged checkpoint, no moving average.
+    """
+    config = read_config(workdir)
+    model = build_model(config)
+    with Checkpoints(workdir, config.checkpoint.keep, config.checkpoint.best_metric, read_only=True) as checkpoints:
+        shapes = variable_shapes(model, image_shape(config))
+        variables = checkpoints.read_variables(checkpoints.resolve(step), shapes)
+    if ema and "ema" not in variables:
+        raise UserError(f"ema: {workdir} kept no moving average of the weights (train.ema_decay was 0)")
+    averaged = variables.pop("ema", None)
+    return model, jax.tree.map(jnp.asarray, averaged if ema else variables)
+
+
+def load_data(workdir: str | pathlib.Path, split: str = "test") -> tuple[jax.Array, np.ndarray]:
+    """A split of the data of a run, prepared as the run prepared it for evaluation.
+
+    Args:
+      workdir: of the run.
+      split: "train", "validation" or "test".
+
+    Returns:
+      (images, labels): float32 (n, h, w, c), normalised, on the default device; int32 (n,).
+
+    Raises:
+      UserError: no run, no such split, data that are not prepared.
+    """
+    splits, prepare = build_data(read_config(workdir))
+    if split not in splits:
+        raise UserError(f"split: expected one of {', '.join(splits)}, found {split!r}")
+    return jax.jit(prepare)(splits[split].images), splits[split].labels

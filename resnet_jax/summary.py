@@ -1,0 +1,92 @@
+"""What a model costs: python -m resnet_jax.summary NAME [--size 224] [--table]"""
+
+import argparse
+import importlib.resources
+import json
+
+from rich.console import Console
+from rich.table import Table
+
+from resnet_jax.errors import UserError, command_line
+from resnet_jax.models import CIFAR_MODELS, create_model
+from resnet_jax.models.profile import Layer, profile, totals
+
+
+def published_parameters(name: str) -> tuple[int, str] | None:
+    """(trainable parameters, source) published for a model, or None."""
+    for source, counts in _published()["parameter_counts"].items():
+        if name in counts:
+            return counts[name], source
+    return None
+
+
+def published_multiply_adds(name: str) -> tuple[float, str] | None:
+    """(multiply-adds for one 224x224 image, source) published for a model, or None.
+
+    The paper's Table 1 has the stride on the first 1x1 convolution (our `_v1` nets), torchvision on the 3x3.
+    """
+    paper, torchvision = _published()["multiply_adds_224"].items()
+    if name in torchvision[1]:
+        return torchvision[1][name], torchvision[0]
+    depth = name.removeprefix("plain").removeprefix("resnet").removesuffix("_v1")
+    return (paper[1][depth], paper[0]) if depth in paper[1] else None
+
+
+def _published() -> dict:
+    return json.loads(importlib.resources.files("resnet_jax").joinpath("published.json").read_text())
+
+
+def main(argv: list[str] | None = None) -> None:
+    """The command."""
+    parser = argparse.ArgumentParser(prog="python -m resnet_jax.summary", description=__doc__.split(":")[0])
+    parser.add_argument("name", help="a model, like resnet50")
+    parser.add_argument("--size", type=int, help="height and width of the image; default 224, or 32 for CIFAR nets")
+    parser.add_argument("--table", action="store_true", help="a line for each layer")
+    args = parser.parse_args(argv)
+    with command_line():
+        is_cifar = args.name in CIFAR_MODELS
+        size = args.size if args.size is not None else 32 if is_cifar else 224
+        if size < 1:
+            raise UserError(f"--size: expected at least 1, found {size}")
+        layers = profile(create_model(args.name, num_classes=10 if is_cifar else 1000), (size, size, 3))
+    console = Console()
+    if args.table:
+        console.print(_layer_table(layers))
+    console.print(_total_table(args.name, size, layers))
+
+
+def _layer_table(layers: list[Layer]) -> Table:
+    table = Table()
+    table.add_column("layer", no_wrap=True)
+    for column in ("output", "parameters", "multiply-adds", "activation KiB (float32)"):
+        table.add_column(column, justify="right")
+    for layer in layers:
+        table.add_row(
+            layer.name,
+            "x".join(map(str, layer.output_shape)),
+            f"{layer.parameters:,}",
+            f"{layer.multiply_adds:,}",
+            f"{layer.activation_bytes / 1024:,.0f}",
+        )
+    return table
+
+
+def _total_table(name: str, size: int, layers: list[Layer]) -> Table:
+    parameters, multiply_adds, activation_bytes = totals(layers)
+    table = Table(title=f"{name}, one {size}x{size}x3 image", title_justify="left")
+    for column in ("", "ours", "published", "source"):
+        table.add_column(column, justify="right" if column in ("ours", "published") else "left", overflow="fold")
+    known_parameters = published_parameters(name) or ("", "")
+    known_adds = (published_multiply_adds(name) if size == 224 else None) or ("", "")
+    table.add_row("parameters", f"{parameters:,}", _number(known_parameters[0]), known_parameters[1])
+    table.add_row("multiply-adds", f"{multiply_adds:,}", _number(known_adds[0]), known_adds[1])
+    table.add_row("activations, MiB (float32)", f"{activation_bytes / 2**20:,.1f}", "", "")
+    return table
+
+
+def _number(value) -> str:
+    return f"{value:,.0f}" if value else ""
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,305 @@
+"""`resnet_jax.data.prepare` on tiny data sets in the formats of the real ones. Nothing here uses a network."""
+
+import dataclasses
+import gzip
+import io
+import pathlib
+import socket
+import tarfile
+
+import numpy as np
+import pytest
+
+pytest.importorskip("tensorflow")
+
+import scipy.io
+import tensorflow_datasets as tfds
+from tensorflow_datasets.core.download import checksums
+from tensorflow_datasets.image_classification import mnist as tfds_mnist
+
+from resnet_jax.data import prepare as prepare_lib
+from resnet_jax.data.facts import DATASETS
+from resnet_jax.data.prepare import main, prepare
+from resnet_jax.errors import UserError
+
+SIZES = {"train": 30, "test": 20}
+IDX_FILES = [f"{split}-{what}.gz" for split in ("t10k", "train") for what in ("images-idx3-ubyte", "labels-idx1-ubyte")]
+
+
+@pytest.fixture(autouse=True)
+def tiny_data_sets(monkeypatch):
+    for name, facts in DATASETS.items():
+        monkeypatch.setitem(DATASETS, name, dataclasses.replace(facts, splits=SIZES))
+    monkeypatch.setattr(tfds_mnist, "_TRAIN_EXAMPLES", SIZES["train"])  # these builders read just so many
+    monkeypatch.setattr(tfds_mnist, "_TEST_EXAMPLES", SIZES["test"])
+
+
+@pytest.fixture(autouse=True)
+def no_network(monkeypatch):
+    """Every download meets a proxy on a port where nobody listens."""
+    with socket.socket() as held:
+        held.bind(("127.0.0.1", 0))
+        for variable in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"):
+            monkeypatch.setenv(variable, f"http://127.0.0.1:{held.getsockname()[1]}")
+        for variable in ("no_proxy", "NO_PROXY"):
+            monkeypatch.delenv(variable, raising=False)
+        yield
+
+
+def random_examples(shape, num_classes, seed=0, sizes=SIZES):
+    """{split: (images, labels)}, with every image different from every other."""
+    rng = np.random.default_rng(seed)
+    return {
+        split: (rng.integers(0, 256, (n, *shape), np.uint8), rng.integers(0, num_classes, n).astype(np.uint8))
+        for split, n in sizes.items()
+    }
+
+
+def write_idx(folder, seed=0):
+    """Writes the four files of MNIST and its kin; returns what they hold."""
+    examples = random_examples((28, 28, 1), 10, seed)
+    folder.mkdir()
+    for prefix, split in (("train", "train"), ("t10k", "test")):
+        images, labels = examples[split]
+        (folder / f"{prefix}-images-idx3-ubyte.gz").write_bytes(gzip.compress(bytes(16) + images.tobytes()))
+        (folder / f"{prefix}-labels-idx1-ubyte.gz").write_bytes(gzip.compress(bytes(8) + labels.tobytes()))
+    return examples
+
+
+def write_tar(path, files):
+    with tarfile.open(path, "w:gz") as tar:
+        for name, content in files.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            tar.addfile(info, io.BytesIO(content))
+
+
+def cifar_records(images, *label_columns):
+    """CIFAR's binary format: the label bytes, then the red, the green and the blue plane."""
+    planes = images.transpose(0, 3, 1, 2).reshape(len(images), -1)
+    return np.concatenate([*(column[:, None] for column in label_columns), planes], axis=1).tobytes()
+
+
+def write_cifar10(folder, sizes=SIZES):
+    examples = random_examples((32, 32, 3), 10, sizes=sizes)
+    (train_images, train_labels), test = examples["train"], examples["test"]
+    files = {"batches.meta.txt": "\n".join(DATASETS["cifar10"].class_names).encode()}
+    for i, rows in enumerate(np.array_split(np.arange(len(train_images)), 5), start=1):
+        files[f"data_batch_{i}.bin"] = cifar_records(train_images[rows], train_labels[rows])
+    files["test_batch.bin"] = cifar_records(*test)
+    folder.mkdir()
+    write_tar(folder / "cifar-10-binary.tar.gz", {f"cifar-10-batches-bin/{k}": v for k, v in files.items()})
+    return examples
+
+
+def write_cifar100(folder):
+    examples = random_examples((32, 32, 3), 100)
+    files = {
+        "fine_label_names.txt": "\n".join(DATASETS["cifar100"].class_names).encode(),
+        "coarse_label_names.txt": "\n".join(f"group_{i}" for i in range(20)).encode(),
+    }
+    for split, (images, labels) in examples.items():
+        files[f"{split}.bin"] = cifar_records(images, labels % 20, labels)
+    folder.mkdir()
+    write_tar(folder / "cifar-100-binary.tar.gz", {f"cifar-100-binary/{k}": v for k, v in files.items()})
+    return examples
+
+
+def write_svhn(folder):
+    examples = random_examples((32, 32, 3), 10)
+    folder.mkdir()
+    for split, (images, labels) in {**examples, "extra": examples["test"]}.items():
+        in_file = {"X": images.transpose(1, 2, 3, 0), "y": np.where(labels == 0, 10, labels)[:, None]}
+        scipy.io.savemat(folder / f"{split}_32x32.mat", in_file)
+    return examples
+
+
+WRITERS = {
+    "mnist": write_idx,
+    "kmnist": write_idx,
+    "cifar10": write_cifar10,
+    "cifar100": write_cifar100,
+    "svhn_cropped": write_svhn,
+}
+
+
+def by_image(images, labels):
+    """{image bytes: label}. TFDS shuffles what it writes, so examples are known by their image."""
+    return {np.asarray(image).tobytes(): int(label) for image, label in zip(images, labels, strict=True)}
+
+
+def assert_reads_back(name, data_dir, examples):
+    builder = tfds.builder(name, data_dir=data_dir, file_format="array_record")
+    for split, written in examples.items():
+        source = builder.as_data_source(split)
+        assert len(source) == SIZES[split]
+        assert source[0]["image"].shape == DATASETS[name].image_shape
+        assert by_image(*zip(*((e["image"], e["label"]) for e in source), strict=True)) == by_image(*written)
+
+
+def contents(folder):
+    """{path: (bytes, time of the last change)} of all files under the folder."""
+    files = sorted(path for path in pathlib.Path(folder).rglob("*") if path.is_file())
+    return {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in files}
+
+
+def run(*args):
+    prepare(args[0], *map(str, args[1:]))
+
+
+@pytest.mark.parametrize("name", ["cifar10", "cifar100", "svhn_cropped"])
+def test_every_pixel_and_label_reads_back_as_it_was_written(name, tmp_path, capsys):
+    examples = WRITERS[name](tmp_path / "files")
+    run(name, tmp_path / "data", tmp_path / "files")
+    assert_reads_back(name, tmp_path / "data", examples)
+    screen = capsys.readouterr().out
+    assert str(tmp_path / "data" / name) in screen
+    assert "train 30" in screen and "test 20" in screen
+    assert f"python train.py --config.data.name={name} --config.data.data_dir={tmp_path / 'data'}" in screen
+
+
+def test_data_sets_whose_files_have_the_same_names_do_not_mix(tmp_path):
+    examples = {name: write_idx(tmp_path / name, seed) for seed, name in enumerate(("mnist", "kmnist"))}
+    for name in examples:
+        run(name, tmp_path / "data", tmp_path / name)
+    for name, written in examples.items():
+        assert_reads_back(name, tmp_path / "data", written)
+
+
+def test_the_users_folder_is_only_read_and_nothing_but_the_data_set_is_left(tmp_path):
+    write_idx(tmp_path / "files")
+    before = contents(tmp_path / "files")
+    run("mnist", tmp_path / "data", tmp_path / "files")
+    assert contents(tmp_path / "files") == before
+    assert [path.name for path in (tmp_path / "data").iterdir()] == ["mnist"]
+    assert [path.name for path in (tmp_path / "data" / "mnist").iterdir()] == ["3.0.1"]
+
+
+def test_only_files_with_another_checksum_are_reported_with_both_checksums(tmp_path, capsys, monkeypatch):
+    examples = write_idx(tmp_path / "files")
+    registered = tfds.builder_cls("mnist").url_infos
+    for url in registered:
+        if "labels" in url:  # these two are made the files that TFDS registers
+            path = tmp_path / "files" / url.rsplit("/", 1)[-1]
+            monkeypatch.setitem(registered, url, checksums.compute_url_info(path))
+    run("mnist", tmp_path / "data", tmp_path / "files")
+    screen = capsys.readouterr().out
+    for url, info in registered.items():
+        path = tmp_path / "files" / url.rsplit("/", 1)[-1]
+        found = checksums.compute_url_info(path).checksum
+        for said in (f"warning: {path} ", f"expected: {info.checksum}", f"found:    {found}"):
+            assert (said in screen) == ("images" in url), said
+    assert_reads_back("mnist", tmp_path / "data", examples)
+
+
+def test_a_missing_file_is_named_with_its_url_and_a_present_one_is_not(tmp_path):
+    write_idx(tmp_path / "files")
+    for name in IDX_FILES[:2]:
+        (tmp_path / "files" / name).unlink()
+    with pytest.raises(UserError) as error:
+        run("mnist", tmp_path / "data", tmp_path / "files")
+    assert str(tmp_path / "files") in str(error.value)
+    for name in IDX_FILES:
+        assert (f"  {name}  https://storage.googleapis.com/" in str(error.value)) == (name in IDX_FILES[:2])
+    assert not (tmp_path / "data").exists()
+
+
+def test_a_download_without_a_network_says_what_to_fetch_and_the_next_call_works(tmp_path, monkeypatch):
+    with pytest.raises(UserError) as error:
+        run("kmnist", tmp_path / "data")
+    assert "--downloads" in str(error.value)
+    for name in IDX_FILES:
+        assert f"http://codh.rois.ac.jp/kmnist/dataset/kmnist/{name}" in str(error.value)
+    examples = write_idx(tmp_path / "files")
+    run("kmnist", tmp_path / "data", tmp_path / "files")
+    assert_reads_back("kmnist", tmp_path / "data", examples)
+
+
+def test_a_damaged_file_is_named_and_the_next_call_works(tmp_path):
+    examples = write_idx(tmp_path / "files")
+    damaged = tmp_path / "files" / IDX_FILES[2]
+    whole = damaged.read_bytes()
+    damaged.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(UserError, match=f"mnist could not be made from the files in .*(?s:.*){IDX_FILES[2]}"):
+        run("mnist", tmp_path / "data", tmp_path / "files")
+    damaged.write_bytes(whole)
+    run("mnist", tmp_path / "data", tmp_path / "files")
+    assert_reads_back("mnist", tmp_path / "data", examples)
+
+
+def test_after_an_interruption_the_next_call_works(tmp_path, monkeypatch):
+    examples = write_idx(tmp_path / "files")
+
+    def interrupted(self, **kwargs):
+        yield 0, {"image": examples["train"][0][0], "label": 0}
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(SystemExit) as stop:
+        patch.setattr(tfds_mnist.MNIST, "_generate_examples", interrupted)
+        main(["mnist", "--data_dir", str(tmp_path / "data"), "--downloads", str(tmp_path / "files")])
+    assert stop.value.code == 130
+    run("mnist", tmp_path / "data", tmp_path / "files")
+    assert_reads_back("mnist", tmp_path / "data", examples)
+
+
+def test_a_split_of_another_size_is_an_error_and_the_next_call_works(tmp_path):
+    write_cifar10(tmp_path / "short", sizes={"train": 29, "test": 20})
+    with pytest.raises(UserError, match=r"cifar10 should have the splits .*'train': 30.*'train': 29"):
+        run("cifar10", tmp_path / "data", tmp_path / "short")
+    examples = write_cifar10(tmp_path / "files")
+    run("cifar10", tmp_path / "data", tmp_path / "files")
+    assert_reads_back("cifar10", tmp_path / "data", examples)
+
+
+def test_what_is_prepared_already_is_reported_checked_and_left_alone(tmp_path, capsys, monkeypatch):
+    write_idx(tmp_path / "files")
+    run("mnist", tmp_path / "data", tmp_path / "files")
+    before = contents(tmp_path / "data")
+    capsys.readouterr()
+
+    monkeypatch.setattr(prepare_lib.importlib.util, "find_spec", lambda name: None)  # this needs no TensorFlow
+    main(["mnist", "--data_dir", str(tmp_path / "data")])
+    screen = capsys.readouterr().out
+    assert f"mnist is prepared already: {tmp_path / 'data' / 'mnist' / '3.0.1'}" in screen
+    assert "train 30" in screen and "train.py" in screen
+
+    facts = dataclasses.replace(DATASETS["mnist"], splits={"train": 31, "test": 20})
+    monkeypatch.setitem(DATASETS, "mnist", facts)
+    with pytest.raises(UserError, match=f"mnist should have .*Delete {tmp_path / 'data'}"):
+        run("mnist", tmp_path / "data")
+    assert contents(tmp_path / "data") == before
+
+    info = tmp_path / "data" / "mnist" / "3.0.1" / "dataset_info.json"
+    info.write_text(info.read_text().replace("array_record", "tfrecord"))
+    with pytest.raises(UserError, match="mnist is there, but not as ArrayRecord files.*TFRECORD"):
+        run("mnist", tmp_path / "data")
+
+
+def test_without_tensorflow_one_line_says_what_to_install(tmp_path, monkeypatch):
+    monkeypatch.setattr(prepare_lib.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(UserError) as error:
+        run("mnist", tmp_path / "data")
+    assert "pip install -r requirements-prepare.txt" in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_an_unknown_name_gets_the_right_one_suggested(capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["fashionmnist"])
+    assert stop.value.code == 2
+    assert "did you mean 'fashion_mnist'?" in capsys.readouterr().err
+
+
+def test_digits_need_no_preparation(capsys):
+    main(["digits"])
+    assert "digits needs no preparation" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", [name for name, facts in DATASETS.items() if facts.tfds_name])
+def test_tfds_registers_the_files_of_each_data_set_so_that_they_can_be_named(name):
+    assert tfds.builder_cls(DATASETS[name].tfds_name).url_infos
+
+
+@pytest.mark.parametrize("name", ["fashion_mnist", "kmnist"])
+def test_class_names_are_those_of_tfds_in_its_order(name, tmp_path):
+    assert tuple(tfds.builder(name, data_dir=tmp_path).info.features["label"].names) == DATASETS[name].class_names

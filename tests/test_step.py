@@ -1,0 +1,108 @@
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from resnet_jax import create_model
+from resnet_jax.step import create_state, make_eval_step, make_train_step
+from tests import tiny  # noqa: F401  (registers the tiny net)
+
+KEY = jax.random.key(0)
+IMAGES = jax.random.normal(KEY, (16, 8, 8, 1))
+TARGETS = jax.nn.one_hot(jnp.arange(16) % 10, 10)
+BATCH = {"image": IMAGES, "target": TARGETS}
+
+
+class Linear(nn.Module):
+    """A net whose gradient has a closed form, without batch statistics."""
+
+    @nn.compact
+    def __call__(self, images, *, train):
+        return nn.Dense(10, name="fc")(images.reshape(len(images), -1))
+
+
+def start(model, optimizer, with_ema=False):
+    return create_state(model, optimizer, KEY, IMAGES[:1], with_ema)
+
+
+def test_a_step_is_gradient_descent_on_the_mean_cross_entropy():
+    optimizer = optax.sgd(0.5)
+    state = start(Linear(), optimizer)
+    new, sums = jax.jit(make_train_step(Linear(), optimizer))(state, BATCH)
+    x, weights = np.asarray(IMAGES).reshape(16, -1), state.params["fc"]
+    probabilities = jax.nn.softmax(x @ weights["kernel"] + weights["bias"][None])
+    gradient = x.T @ np.asarray(probabilities - TARGETS) / 16  # of softmax regression
+    np.testing.assert_allclose(new.params["fc"]["kernel"], weights["kernel"] - 0.5 * gradient, atol=1e-6)
+    bias_gradient = np.asarray(probabilities - TARGETS).mean(0)
+    assert float(sums["grad_norm"]) == pytest.approx(np.sqrt((gradient**2).sum() + (bias_gradient**2).sum()), rel=1e-5)
+    assert float(sums["loss"]) == pytest.approx(-np.log(np.asarray(probabilities)[np.arange(16), np.arange(16) % 10]).sum(), rel=1e-5)
+    assert (int(new.step), float(sums["count"])) == (1, 16)
+
+
+def test_label_smoothing_spreads_its_share_over_all_classes():
+    optimizer = optax.sgd(0.0)
+    state = start(Linear(), optimizer)
+    losses = {}
+    for name, smoothing, targets in (("smooth", 0.1, TARGETS), ("by hand", 0.0, 0.9 * TARGETS + 0.01)):
+        _, sums = make_train_step(Linear(), optimizer, label_smoothing=smoothing)(state, {"image": IMAGES, "target": targets})
+        losses[name] = float(sums["loss"])
+    assert losses["smooth"] == pytest.approx(losses["by hand"], rel=1e-6)
+
+
+@pytest.mark.parametrize("microbatches", [2, 4, 16])
+def test_gradient_accumulation_makes_the_update_of_the_whole_batch(microbatches):
+    optimizer = optax.sgd(0.5, momentum=0.9)
+    state = start(Linear(), optimizer)
+    whole, whole_sums = make_train_step(Linear(), optimizer)(state, BATCH)
+    parts, parts_sums = make_train_step(Linear(), optimizer, microbatches=microbatches)(state, BATCH)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), parts.params, whole.params)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), parts_sums, whole_sums)
+
+
+def test_batch_statistics_of_microbatches_follow_one_another():
+    model, optimizer = create_model("tiny", num_classes=10), optax.sgd(0.0)
+    state = start(model, optimizer)
+    expected = state
+    for part in (slice(0, 8), slice(8, 16)):
+        expected, _ = make_train_step(model, optimizer)(expected, jax.tree.map(lambda x: x[part], BATCH))  # noqa: B023
+    parts, _ = make_train_step(model, optimizer, microbatches=2)(state, BATCH)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), parts.batch_stats, expected.batch_stats)
+
+
+def test_the_moving_average_follows_its_formula():
+    model, optimizer = create_model("tiny", num_classes=10), optax.sgd(0.5)
+    step = jax.jit(make_train_step(model, optimizer, ema_decay=0.3))
+    state = start(model, optimizer, with_ema=True)
+    expected = state.ema
+    for t in range(4):
+        state, _ = step(state, BATCH)
+        decay = min(0.3, (1 + t) / (10 + t))
+        now = {"params": state.params, "batch_stats": state.batch_stats}
+        expected = jax.tree.map(lambda old, new: decay * old + (1 - decay) * new, expected, now)  # noqa: B023
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), state.ema, expected)
+
+
+def test_training_updates_running_statistics_with_flax_momentum():
+    model, optimizer = create_model("tiny", num_classes=10), optax.sgd(0.0)
+    state = start(model, optimizer)
+    new, _ = make_train_step(model, optimizer)(state, BATCH)
+    conv = jax.lax.conv_general_dilated(
+        IMAGES, state.params["conv1"]["kernel"], (1, 1), ((1, 1), (1, 1)), dimension_numbers=("NHWC", "HWIO", "NHWC")
+    )
+    np.testing.assert_allclose(new.batch_stats["bn1"]["mean"], 0.1 * conv.mean((0, 1, 2)), atol=1e-6)
+    np.testing.assert_allclose(new.batch_stats["bn1"]["var"], 0.9 + 0.1 * conv.var((0, 1, 2)), rtol=1e-5)
+
+
+def test_evaluation_uses_running_statistics_so_that_examples_do_not_touch_each_other():
+    model = create_model("tiny", num_classes=10)
+    variables = model.init(KEY, IMAGES, train=False)
+    step = make_eval_step(model)
+    whole = step(variables, {**BATCH, "mask": jnp.ones(16, bool)})
+    ones = [
+        step(variables, {"image": IMAGES[i : i + 1], "target": TARGETS[i : i + 1], "mask": jnp.ones(1, bool)})
+        for i in range(16)
+    ]
+    total = jax.tree.map(lambda *parts: sum(parts), *ones)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), total, whole)
