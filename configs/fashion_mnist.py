@@ -11,6 +11,7 @@ from configs import default
 
 def get_config():
     config = default.get_config()
+    config.model.zero_init_last_scale = True
     config.data.name = "fashion_mnist"
     config.data.validation_size = 5000
     config.augment.flip = True

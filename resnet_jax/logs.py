@@ -3,11 +3,11 @@
 import datetime
 import json
 import pathlib
+import sys
 import time
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-from tensorboardX import SummaryWriter
 
 
 class MetricsLog:
@@ -25,7 +25,7 @@ class MetricsLog:
         kept = [line for line in lines if line["step"] <= after_step and line["split"] != "test"]
         path.write_text("".join(json.dumps(line) + "\n" for line in kept))
         self._file = path.open("a")
-        self._events = SummaryWriter(str(workdir), purge_step=after_step + 1 if kept else None)
+        self._events = _summary_writer_class()(str(workdir), purge_step=after_step + 1 if kept else None)
 
     def __enter__(self) -> "MetricsLog":
         return self
@@ -40,6 +40,19 @@ class MetricsLog:
         self._file.flush()
         for name, value in values.items():
             self._events.add_scalar(f"{split}/{name}", value, step)
+
+
+def _summary_writer_class():
+    # tensorboardX imports torch where it is installed, for a second and for nothing that is used here.
+    hide_torch = "torch" not in sys.modules
+    if hide_torch:
+        sys.modules["torch"] = None
+    try:
+        from tensorboardX import SummaryWriter
+    finally:
+        if hide_torch:
+            del sys.modules["torch"]
+    return SummaryWriter
 
 
 def read_metrics(path: str | pathlib.Path) -> list[dict]:

@@ -47,6 +47,7 @@ def train(config: ml_collections.ConfigDict, workdir: str | pathlib.Path) -> dic
             try:
                 result = _train(run, checkpoints, workdir, console)
             except DivergedError as error:
+                checkpoints.wait()
                 saved = checkpoints.steps()
                 good = f"the last good checkpoint is of step {saved[-1]}" if saved else "no checkpoint was saved before"
                 raise DivergedError(f"{error}; {good}, in {workdir}. Try a lower optim.lr or a warm-up") from None

@@ -37,7 +37,8 @@ def test_a_step_is_gradient_descent_on_the_mean_cross_entropy():
     np.testing.assert_allclose(new.params["fc"]["kernel"], weights["kernel"] - 0.5 * gradient, atol=1e-6)
     bias_gradient = np.asarray(probabilities - TARGETS).mean(0)
     assert float(sums["grad_norm"]) == pytest.approx(np.sqrt((gradient**2).sum() + (bias_gradient**2).sum()), rel=1e-5)
-    assert float(sums["loss"]) == pytest.approx(-np.log(np.asarray(probabilities)[np.arange(16), np.arange(16) % 10]).sum(), rel=1e-5)
+    loss = -np.log(np.asarray(probabilities)[np.arange(16), np.arange(16) % 10]).sum()
+    assert float(sums["loss"]) == pytest.approx(loss, rel=1e-5)
     assert (int(new.step), float(sums["count"])) == (1, 16)
 
 
@@ -46,7 +47,8 @@ def test_label_smoothing_spreads_its_share_over_all_classes():
     state = start(Linear(), optimizer)
     losses = {}
     for name, smoothing, targets in (("smooth", 0.1, TARGETS), ("by hand", 0.0, 0.9 * TARGETS + 0.01)):
-        _, sums = make_train_step(Linear(), optimizer, label_smoothing=smoothing)(state, {"image": IMAGES, "target": targets})
+        step = make_train_step(Linear(), optimizer, label_smoothing=smoothing)
+        _, sums = step(state, {"image": IMAGES, "target": targets})
         losses[name] = float(sums["loss"])
     assert losses["smooth"] == pytest.approx(losses["by hand"], rel=1e-6)
 

@@ -1,4 +1,4 @@
-"""A net and a config so small that a whole run takes seconds. Run as a script, it trains: tiny.py WORKDIR KEY=VALUE..."""
+"""A net and a config so small that a whole run takes seconds. As a script it trains: tiny.py WORKDIR KEY=VALUE ..."""
 
 import ast
 import functools
