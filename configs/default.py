@@ -8,7 +8,7 @@ Other experiments import this file and set only what differs. The config is lock
 """
 
 import ml_collections
-from ml_collections.config_dict import placeholder
+from ml_collections.config_dict import FieldReference, placeholder
 
 
 def get_config() -> ml_collections.ConfigDict:
@@ -47,7 +47,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.train = train = ml_collections.ConfigDict()
     train.batch_size = 128  # global, over all devices
     train.steps = placeholder(int)
-    train.epochs = 30.0  # length of the run: epochs, or steps and epochs = None
+    train.epochs = FieldReference(30.0)  # length of the run: epochs, or steps; the other is None
     train.label_smoothing = 0.0
     train.microbatches = 1  # gradient accumulation: parts that a device's batch is worked through in
     train.ema_decay = 0.0  # of the moving average of the weights, which is evaluated too; 0 for none

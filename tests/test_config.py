@@ -1,0 +1,236 @@
+import functools
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+import train
+from configs import default
+from resnet_jax import UserError
+from resnet_jax.build import Run
+from resnet_jax.data.facts import DATASETS
+from resnet_jax.validate import check_config, check_devices
+from tests.tiny import tiny_config
+
+ROOT = pathlib.Path(__file__).parent.parent
+EXPERIMENTS = sorted(path for path in (ROOT / "configs").glob("*.py"))
+
+
+def parse(*arguments):
+    return train.parse(["train.py", *map(str, arguments)])
+
+
+@pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda path: path.stem)
+def test_every_experiment_is_valid_and_says_how_to_run_it(path):
+    config, _ = parse(f"--config={path}")
+    check_config(config)
+    check_devices(config, available=4)
+    text = path.read_text()
+    assert "python train.py" in text
+    assert "Hardware:" in text
+
+
+def test_the_promised_experiments_are_there():
+    promised = {"default", "fashion_mnist", "fashion_mnist_d2l", "cifar10_he2015", "cifar10", "cifar100"}
+    assert promised <= {path.stem for path in EXPERIMENTS}
+
+
+def test_the_promised_keys_are_there():
+    config = default.get_config()
+    promised = (
+        "seed precision model.name data.name data.loader train.batch_size train.epochs train.steps optim.name optim.lr "
+        "optim.schedule optim.weight_decay norm.scope parallel.wrapper"
+    )
+    for key in promised.split():
+        functools.reduce(lambda node, part: node[part], key.split("."), config)
+    assert config.is_locked
+
+
+@pytest.fixture
+def cifar_without_its_images(monkeypatch):
+    """Lets a CIFAR run be built from eight images a class: the steps are counted from the facts' sizes below."""
+    import numpy as np
+
+    from resnet_jax.data import sources
+
+    def blank(name, facts, split, data_dir):
+        labels = np.arange(facts.splits[split], dtype=np.int32) % facts.num_classes
+        return sources.Examples(np.zeros((len(labels), *facts.image_shape), np.uint8), labels)
+
+    monkeypatch.setattr(sources, "_read_split", blank)
+
+
+@pytest.mark.parametrize(("net", "first_rate"), [("resnet56", 0.1), ("resnet110", 0.01)])
+def test_the_papers_cifar_recipe_is_to_the_letter(cifar_without_its_images, net, first_rate):
+    config, _ = parse(f"--config={ROOT / 'configs' / 'cifar10_he2015.py'}:{net}", "--config.parallel.devices=1")
+    run = Run(config)
+    assert config.model.name == net
+    assert {name: len(examples.labels) for name, examples in run.splits.items()} == {
+        "train": 45_000,
+        "validation": 5_000,
+        "test": 10_000,
+    }
+    assert run.num_steps == 64_000
+    rates = {step: round(float(run.schedule(step)), 6) for step in (0, 399, 400, 31_999, 32_000, 47_999, 48_000)}
+    assert rates == {0: first_rate, 399: first_rate, 400: 0.1, 31_999: 0.1, 32_000: 0.01, 47_999: 0.01, 48_000: 0.001}
+    assert (config.optim.weight_decay, config.optim.weight_decay_mode, config.optim.weight_decay_params) == (
+        1e-4,
+        "l2",
+        ".*",
+    )
+    assert (config.optim.name, config.optim.momentum, config.optim.nesterov) == ("sgd", 0.9, False)
+    assert (config.train.batch_size, config.augment.crop, config.augment.flip) == (128, 4, True)
+
+
+def test_overrides_reach_the_config_and_the_workdir_is_taken():
+    config, workdir = parse("--config.optim.lr=0.2", "--config.model.shortcut=B", "--workdir=/tmp/x")
+    assert (config.optim.lr, config.model.shortcut, workdir) == (0.2, "B", pathlib.Path("/tmp/x"))
+
+
+def test_a_new_workdir_is_named_after_the_experiment():
+    _, workdir = parse(f"--config={ROOT / 'configs' / 'cifar10_he2015.py'}:resnet56")
+    assert workdir.parent == pathlib.Path("runs")
+    assert workdir.name.startswith("cifar10_he2015-")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "epochs", "steps"),
+    [
+        ([], 30.0, None),
+        (["--config.train.epochs=3"], 3.0, None),
+        (["--config.train.steps=7"], None, 7),
+        ([f"--config={ROOT}/configs/cifar10_he2015.py", "--config.train.epochs=2"], 2.0, None),
+    ],
+)
+def test_the_length_on_the_command_line_wins_in_either_unit(arguments, epochs, steps):
+    config, _ = parse(*arguments)
+    assert (config.train.epochs, config.train.steps) == (epochs, steps)
+
+
+@pytest.mark.parametrize(
+    ("argument", "message"),
+    [
+        ("--config.optim.lrr=1", r"config.optim.lrr: there is no such key; did you mean 'lr'\?"),
+        ("--config.optm.lr=1", r"config.optm.lr: there is no such key; did you mean 'optim'\?"),
+        ("--config.model.name.x=1", "config.model.name.x: there is no such key"),
+        ("--config.optim.milestones[0]=1", "there is no such key"),
+        ("--config.optim.lr=fast", "--config.optim.lr=fast: could not convert"),
+        ("--config.train.steps=1.5", "--config.train.steps=1.5: invalid literal"),
+        ("--config.augment.flip=maybe", "--config.augment.flip=maybe"),
+        ("--config=nothing.py", "found no nothing.py"),
+        ("--batch=3", "Unknown command line flag 'batch'"),
+        ("3", "found '3'"),
+        (f"--config={ROOT / 'configs' / 'cifar10.py'}:big", "takes 0 positional arguments"),
+    ],
+)
+def test_a_bad_command_line_is_one_message(argument, message):
+    with pytest.raises(UserError, match=message) as error:
+        parse(argument)
+    assert "Traceback" not in str(error.value)
+
+
+def experiment_file(folder, line):
+    path = folder / "mine.py"
+    path.write_text(
+        f"from configs import default\ndef get_config():\n  config = default.get_config()\n  {line}\n  return config\n"
+    )
+    return path
+
+
+def test_a_misspelt_key_in_an_experiment_file_is_refused(tmp_path):
+    path = tmp_path / "mine.py"
+    path.write_text(
+        "from configs import default\ndef get_config():\n  c = default.get_config()\n  c.optim.lrr = 1\n  return c"
+    )
+    with pytest.raises(UserError, match='Did you mean "lr"'):
+        parse(f"--config={path}")
+
+
+def test_a_value_of_the_wrong_type_in_an_experiment_file_is_refused(tmp_path):
+    path = tmp_path / "mine.py"
+    path.write_text(
+        "from configs import default\ndef get_config():\n  c = default.get_config()\n  c.optim.lr = 'x'\n  return c"
+    )
+    with pytest.raises(UserError, match="field 'lr'.*cannot be casted to type <class 'float'>"):
+        parse(f"--config={path}")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ({"optim__lr": float("nan")}, "optim.lr: expected a finite number, 0 or more, found nan"),
+        ({"optim__lr": -0.1}, "optim.lr: expected a finite number, 0 or more, found -0.1"),
+        ({"optim__lr": float("inf")}, "optim.lr: expected a finite number"),
+        ({"optim__momentum": 1.0}, "optim.momentum: expected a finite number, at least 0 and less than 1, found 1.0"),
+        ({"optim__milestones": (0.5, 2.0)}, "optim.milestones: expected fractions"),
+        ({"optim__warmup_steps": 30}, "a warm-up shorter than the run of 30 steps, found 30"),
+        ({"optim__warmup_epochs": 1.0, "optim__warmup_steps": 1}, "expected at most one of them"),
+        ({"optim__warmup_steps": 2, "optim__schedule": "triangular"}, "triangular"),
+        ({"optim__warmup_steps": 20, "optim__schedule": "step"}, "optim.milestones: expected the first after the warm"),
+        ({"optim__weight_decay_params": "kernle"}, "optim.weight_decay_params: 'kernle'"),
+        ({"optim__name": "sdg"}, "optim.name.*did you mean 'sgd'"),
+        ({"model__name": "resnet57"}, "model.name: expected one of its names, found 'resnet57'"),
+        ({"model__num_classes": 7}, "model.num_classes: expected 10, the classes of digits, found 7"),
+        ({"model__name": "resnet18"}, "8x8 is too small for this model's strides"),
+        ({"data__name": "digit"}, "did you mean 'digits'"),
+        ({"data__loader": "stream"}, "data.loader"),
+        ({"data__validation_size": 1437}, "data.validation_size: expected fewer than the 1437"),
+        ({"train__batch_size": 0}, "train.batch_size: expected a finite number, at least 1"),
+        (
+            {"train__batch_size": 62, "parallel__devices": 4},
+            "train.batch_size: expected a multiple of the 4 devices, found 62",
+        ),
+        ({"train__epochs": 1.0}, "train.epochs, train.steps: expected one of them, found 1.0 and 30"),
+        ({"train__steps": None}, "train.epochs, train.steps: expected one of them, found None and None"),
+        ({"train__microbatches": 3}, "train.microbatches: expected a divisor of 64"),
+        ({"train__batch_size": 63, "augment__mixup": 0.2}, "expected an even number of images per device, found 63"),
+        ({"parallel__devices": 99}, "parallel.devices: expected at most the 4"),
+        (
+            {"parallel__devices": 4, "norm__scope": "group", "norm__group_size": 3},
+            "norm.group_size: expected a divisor",
+        ),
+        ({"checkpoint__best_metric": "f1"}, "checkpoint.best_metric"),
+        ({"checkpoint__best_metric": "ema_accuracy"}, "needs train.ema_decay above 0"),
+        ({"precision": "float16"}, "precision"),
+    ],
+)
+def test_a_config_that_cannot_run_is_refused_with_the_field_before_anything_compiles(overrides, message, monkeypatch):
+    monkeypatch.setattr("jax.jit", lambda *a, **k: pytest.fail("compiled"))
+    with pytest.raises(UserError, match=message):
+        Run(tiny_config(**overrides))
+
+
+def test_every_number_in_the_config_is_checked():
+    from resnet_jax.validate import _CHOICES, _RANGES
+
+    checked = {field for _, fields in _RANGES.values() for field in fields.split()} | _CHOICES.keys()
+    elsewhere = {"model.num_classes", "optim.milestones"}  # in check_config, by hand
+    free = {"data.data_dir", "optim.weight_decay_params"}  # text
+    for section, values in default.get_config().items():
+        for key in values if hasattr(values, "keys") else [None]:
+            field = section if key is None else f"{section}.{key}"
+            value = values if key is None else values[key]
+            assert field in checked | elsewhere | free or isinstance(value, bool), field
+
+
+@pytest.mark.slow
+def test_the_command_refuses_bad_input_with_status_2_and_no_traceback(tmp_path):
+    for argument in ("--config.optim.lr=nan", "--config.optim.lrr=1", "--config.data.name=kmnist"):
+        command = [
+            sys.executable,
+            ROOT / "train.py",
+            argument,
+            f"--config.data.data_dir={tmp_path}",
+            f"--workdir={tmp_path}/run",
+        ]
+        process = subprocess.run(command, capture_output=True, text=True)
+        assert process.returncode == 2
+        assert process.stderr.startswith("error: ")
+        assert "Traceback" not in process.stderr
+        assert not (tmp_path / "run").exists()
+    assert "python -m resnet_jax.data.prepare kmnist" in process.stderr
+
+
+def test_facts_know_every_data_set_that_was_promised():
+    assert {"digits", "mnist", "fashion_mnist", "kmnist", "cifar10", "cifar100", "svhn_cropped"} <= DATASETS.keys()

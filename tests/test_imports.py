@@ -1,0 +1,96 @@
+"""The picture of the house: imports point one way."""
+
+import ast
+import pathlib
+import re
+import subprocess
+import sys
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parent.parent
+FILES = {
+    ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
+    for path in (ROOT / "resnet_jax").rglob("*.py")
+}
+# Each may import what stands before it in its line of descent, never what stands after.
+LEVELS = [
+    {"errors"},
+    # the leaves: no other leaf, but for the vocabulary they share
+    {"metrics", "optim", "parallel", "checkpoint", "logs", "environment", "step", "window", "workdir", "report"},
+    {"validate"},
+    {"build"},
+    {"runs", "screens"},
+    {"loop", "evaluate"},
+]
+SHARED = {  # what a leaf may know of another, and why
+    "step": {"metrics"},  # a step returns sums
+    "window": {"metrics"},
+    "checkpoint": {"step"},  # what is saved is a TrainState
+    "workdir": {"environment"},
+    "report": {"logs"},  # reads what was logged
+}
+
+
+def imports(path):
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from ((alias.name, node) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield node.module, node
+
+
+def test_imports_point_one_way():
+    level = {f"resnet_jax.{name}": index for index, names in enumerate(LEVELS) for name in names}
+    for module, path in FILES.items():
+        if module not in level:
+            continue
+        leaf = module.removeprefix("resnet_jax.")
+        for imported, _ in imports(path):
+            if imported not in level or imported == "resnet_jax.errors":
+                continue
+            shared = imported.removeprefix("resnet_jax.") in SHARED.get(leaf, set())
+            assert level[imported] < level[module] or shared, f"{module} imports {imported}"
+
+
+def test_models_and_data_know_nothing_of_the_rest():
+    for module, path in FILES.items():
+        if module.startswith(("resnet_jax.models", "resnet_jax.data")):
+            allowed = ("resnet_jax.errors", "resnet_jax.models", "resnet_jax.data")
+            for imported, _ in imports(path):
+                assert not imported.startswith("resnet_jax") or imported.startswith(allowed), f"{module}: {imported}"
+
+
+def test_config_keys_are_read_in_few_files():
+    key = re.compile(r"config\.(model|norm|data|augment|train|optim|parallel|eval|checkpoint|log)\.")
+    readers = {module for module, path in FILES.items() if key.search(path.read_text())}
+    # `loop` and `runs` ask which checkpoints are kept; `screens` and `prepare` print keys.
+    names = ("build", "validate", "loop", "runs", "screens", "data.prepare")
+    assert readers <= {f"resnet_jax.{name}" for name in names}
+
+
+@pytest.mark.parametrize("package", ["tensorflow", "torch", "keras"])
+def test_other_frameworks_are_imported_nowhere_but_where_data_are_prepared(package):
+    for module, path in FILES.items():
+        found = [name for name, _ in imports(path) if name.split(".")[0] == package]
+        assert not found or module == "resnet_jax.data.prepare", f"{module} imports {package}"
+
+
+def test_only_parallel_names_the_device_axis_and_only_report_imports_matplotlib():
+    for module, path in FILES.items():
+        text = path.read_text()
+        if module != "resnet_jax.parallel":
+            assert not any(word in text for word in ("pmean", "psum", "axis_index(", "shard_map(")), module
+        if module != "resnet_jax.report":
+            assert not any(name.startswith("matplotlib") for name, _ in imports(path)), module
+
+
+@pytest.mark.slow
+def test_the_public_names_are_there_and_a_model_needs_neither_orbax_nor_matplotlib():
+    code = (
+        "import sys, resnet_jax; resnet_jax.create_model('resnet20', num_classes=10);"
+        "print({'orbax', 'matplotlib', 'tensorboardX'} & sys.modules.keys());"
+        "print([callable(getattr(resnet_jax, name)) for name in ('create_model', 'load_checkpoint', 'load_data')])"
+    )
+    output = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert output.splitlines() == ["set()", "[True, True, True]"]

@@ -1,0 +1,52 @@
+import pytest
+
+from resnet_jax import create_model, summary
+from resnet_jax.models.profile import profile, totals
+
+
+def test_a_layers_costs_are_those_counted_by_hand():
+    layers = {layer.name: layer for layer in profile(create_model("resnet20", num_classes=10), (32, 32, 3))}
+    assert len(layers) == 2 * 19 + 1
+    conv = layers["stage2_block1/conv1"]
+    assert conv.output_shape == (16, 16, 32)
+    assert conv.parameters == 3 * 3 * 16 * 32
+    assert conv.multiply_adds == 16 * 16 * 32 * (3 * 3 * 16)
+    assert conv.activation_bytes == 16 * 16 * 32 * 4
+    assert layers["stage2_block1/bn1"].parameters == 2 * 32
+    assert layers["fc"].multiply_adds == 64 * 10
+    assert layers["fc"].parameters == 64 * 10 + 10
+    assert totals(list(layers.values()))[0] == 269_722
+
+
+def test_the_command_shows_the_published_value_beside_ours(capsys):
+    summary.main(["resnet50"])
+    screen = capsys.readouterr().out
+    assert screen.count("25,557,032") == 2
+    assert "4,089,184,256" in screen
+    assert "4,090,000,000" in screen
+    summary.main(["resnet50_v1", "--size", "224"])
+    assert "3,800,000,000" in capsys.readouterr().out
+    summary.main(["resnet50", "--size", "160"])
+    assert "4,090,000,000" not in capsys.readouterr().out  # published for 224
+
+
+def test_the_table_has_a_line_for_each_layer_and_says_what_it_counts(capsys):
+    summary.main(["plain20", "--table"])
+    screen = capsys.readouterr().out
+    for name in ("multiply-adds", "stage3_block3/conv2", "8x8x64", "36,864", "2,359,296"):
+        assert name in screen
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["resnet51"], "no model is called 'resnet51'"),
+        (["resnet50", "--size", "8"], "the smallest is 17x17"),
+        (["resnet50", "--size", "0"], "--size: expected at least 1, found 0"),
+    ],
+)
+def test_bad_input_is_a_message_and_status_2(arguments, message, capsys):
+    with pytest.raises(SystemExit) as stop:
+        summary.main(arguments)
+    assert stop.value.code == 2
+    assert message in capsys.readouterr().err
