@@ -52,9 +52,10 @@ class DataParallel:
         return self._wrap(function, self.mesh, donate)
 
     def replicate(self, tree):
-        """Copy arrays from the host to every device."""
-        # np.array: device_put may alias a host array, and a donated alias would be written to.
-        return jax.device_put(jax.tree.map(np.array, tree), NamedSharding(self.mesh, PartitionSpec()))
+        """Copy arrays from the host, or from one device, to every device."""
+        # A copy: device_put may alias an array of the host, and memory that is donated will be written to.
+        tree = jax.tree.map(lambda x: x if isinstance(x, jax.Array) else np.array(x), tree)
+        return jax.device_put(tree, NamedSharding(self.mesh, PartitionSpec()))
 
     def shard(self) -> jax.Array:
         """Which part of the batch is this device's (traced)."""
