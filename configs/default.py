@@ -78,7 +78,8 @@ def get_config() -> ml_collections.ConfigDict:
 
     config.parallel = parallel = ml_collections.ConfigDict()
     parallel.devices = placeholder(int)  # how many; default: all
-    parallel.wrapper = "shard_map"  # or pmap
+    parallel.wrapper = "shard_map"  # or pmap, on one host
+    parallel.distributed = False  # one process of several: TPU pods, SLURM, MPI, Kubernetes
 
     config.eval = evaluation = ml_collections.ConfigDict()
     evaluation.batch_size = 1000  # global; rounded up to a multiple of the devices

@@ -77,7 +77,7 @@ class Run:
 
     def __init__(self, config: ml_collections.ConfigDict):
         check_config(config)
-        check_devices(config, jax.device_count())
+        check_devices(config, jax.device_count(), jax.process_count())
         self.config = config
         self.facts = DATASETS[config.data.name]
         self.image_shape = image_shape(config)

@@ -14,6 +14,7 @@ import shutil
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
 from orbax.checkpoint import checkpoint_managers
 
 from resnet_jax.errors import UserError
@@ -53,7 +54,7 @@ class Checkpoints:
             ]
             policy = checkpoint_managers.AnyPreservationPolicy(keepers)
             options = ocp.CheckpointManagerOptions(preservation_policy=policy, best_fn=rank)
-            self._set_aside_uncommitted()
+            _in_the_main_process(self._set_aside_uncommitted)
         with _orbax_warnings_silenced():  # it warns of every folder that it opens read-only
             self._manager = ocp.CheckpointManager(self.workdir / _DIRECTORY, options=options, item_names=_ITEMS)
 
@@ -125,7 +126,7 @@ class Checkpoints:
                 return _join_state(template, items, step), notes, messages
             except DamagedCheckpoint as error:
                 messages.append(f"{error}; it was moved to {_DAMAGED}/ and the one before it is used")
-                self._set_aside(self._path(step))
+                _in_the_main_process(self._set_aside, self._path(step))
                 self._manager.reload()
         return None
 
@@ -182,6 +183,12 @@ class Checkpoints:
 
 class DamagedCheckpoint(UserError):
     """A checkpoint that cannot be read, or that does not hold what was saved."""
+
+
+def _in_the_main_process(function, *arguments) -> None:
+    if jax.process_index() == 0:
+        function(*arguments)
+    multihost_utils.sync_global_devices("checkpoint")  # nothing to wait for if there is one process
 
 
 @contextlib.contextmanager

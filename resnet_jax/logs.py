@@ -15,11 +15,15 @@ class MetricsLog:
 
     Args:
       workdir: of the run.
+      enabled: if False, nothing is read or written (a process that is not the main one).
       after_step: lines of later steps, left by a run that was killed, are dropped, and
         scores on the test split, which end a run: each is logged once.
     """
 
-    def __init__(self, workdir: pathlib.Path, after_step: int):
+    def __init__(self, workdir: pathlib.Path, after_step: int, enabled: bool = True):
+        self._enabled = enabled
+        if not enabled:
+            return
         path = workdir / "metrics.jsonl"
         lines = read_metrics(path) if path.exists() else []
         kept = [line for line in lines if line["step"] <= after_step and line["split"] != "test"]
@@ -31,11 +35,14 @@ class MetricsLog:
         return self
 
     def __exit__(self, *_) -> None:
-        self._file.close()
-        self._events.close()
+        if self._enabled:
+            self._file.close()
+            self._events.close()
 
     def write(self, split: str, step: int, epoch: float, values: dict[str, float]) -> None:
         """One line, on the disk when this returns."""
+        if not self._enabled:
+            return
         self._file.write(json.dumps({"step": step, "epoch": round(epoch, 6), "split": split, **values}) + "\n")
         self._file.flush()
         for name, value in values.items():

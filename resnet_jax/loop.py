@@ -5,7 +5,9 @@ import pathlib
 import signal
 import threading
 
+import jax
 import ml_collections
+from jax.experimental import multihost_utils
 from rich.console import Console
 
 from resnet_jax.build import Run
@@ -14,6 +16,7 @@ from resnet_jax.environment import use_compilation_cache
 from resnet_jax.errors import DivergedError, InterruptedRun
 from resnet_jax.logs import MetricsLog, TrainingDisplay, read_metrics
 from resnet_jax.metrics import means
+from resnet_jax.parallel import is_main_process, join_processes
 from resnet_jax.screens import end_screen, start_screen
 from resnet_jax.window import TrainingWindow
 from resnet_jax.workdir import claim_workdir, read_result, write_json
@@ -35,9 +38,11 @@ def train(config: ml_collections.ConfigDict, workdir: str | pathlib.Path) -> dic
       InterruptedRun: asked to stop; a checkpoint was saved.
     """
     use_compilation_cache()
-    console = Console()
+    if config.parallel.distributed:
+        join_processes()
+    console = Console(quiet=not is_main_process())
     run = Run(config)
-    workdir = claim_workdir(workdir, config)
+    workdir = claim_workdir(workdir, config, write=is_main_process())
     result = read_result(workdir)
     if result and result["completed"]:
         console.print(f"This run is complete: {workdir}", highlight=False, soft_wrap=True)
@@ -58,7 +63,7 @@ def train(config: ml_collections.ConfigDict, workdir: str | pathlib.Path) -> dic
 def _train(run: Run, checkpoints: Checkpoints, workdir: pathlib.Path, console: Console) -> dict:
     state, step, window = _start_or_resume(run, checkpoints, console)
     with (
-        MetricsLog(workdir, after_step=step) as log,
+        MetricsLog(workdir, after_step=step, enabled=is_main_process()) as log,
         TrainingDisplay(console, step, run.num_steps) as display,
         _stop_requests() as stop_requested,
     ):
@@ -70,6 +75,7 @@ def _train(run: Run, checkpoints: Checkpoints, workdir: pathlib.Path, console: C
             step += count
             window.add(step, sums)  # reads the sums of the dispatch before: the device never waits for the host
             display.advance(step)
+            stopping = stop_requested(step)
             if run.is_log_step(step):
                 values = {**window.close(), "learning_rate": float(run.schedule(step - 1))}
                 log.write("train", step, run.epoch(step), values)
@@ -81,10 +87,11 @@ def _train(run: Run, checkpoints: Checkpoints, workdir: pathlib.Path, console: C
                     display.evaluation("validation", run.epoch(step), metrics)
                 checkpoints.save(step, state, metrics=metrics, notes=window.notes())
                 window.restart_clock()
-            elif stop_requested():
+            elif stopping:
                 checkpoints.save(step, state, metrics=None, notes=window.notes())
-            if stop_requested() and step < run.num_steps:
-                write_json(workdir / "result.json", {"completed": False, "step": step, "steps": run.num_steps})
+            if stopping and step < run.num_steps:
+                if is_main_process():
+                    write_json(workdir / "result.json", {"completed": False, "step": step, "steps": run.num_steps})
                 raise InterruptedRun(
                     f"stopped at step {step} of {run.num_steps}, which is saved; to go on, give the same command with "
                     f"--workdir={workdir}"
@@ -99,6 +106,8 @@ def _train(run: Run, checkpoints: Checkpoints, workdir: pathlib.Path, console: C
             "images_per_second": window.images_per_second(),
             **_final_scores(run, state, step, checkpoints, log, workdir),
         }
+    if not is_main_process():
+        return result
     write_json(workdir / "result.json", result)
     from resnet_jax import report  # on use: it brings matplotlib, which the start of a run should not wait for
 
@@ -128,7 +137,8 @@ def _evaluate(run: Run, state, split: str) -> dict[str, float]:
 
 def _final_scores(run: Run, state, step: int, checkpoints: Checkpoints, log: MetricsLog, workdir) -> dict[str, dict]:
     """Scores of the last and of the best weights: the only use of the test split."""
-    train_lines = {line["step"]: line for line in read_metrics(workdir / "metrics.jsonl") if line["split"] == "train"}
+    lines = read_metrics(workdir / "metrics.jsonl")
+    train_lines = {line["step"]: line for line in lines if line["split"] == "train"}
     best_step = checkpoints.resolve("best")
     scores = {}
     for scored_step in sorted({best_step, step}):
@@ -145,7 +155,13 @@ def _final_scores(run: Run, state, step: int, checkpoints: Checkpoints, log: Met
 
 @contextlib.contextmanager
 def _stop_requests():
-    """A function that says whether Ctrl-C or SIGTERM has come. A second one ends the process at once."""
+    """A function of the step that says whether Ctrl-C or SIGTERM has come. A second one ends the process at once.
+
+    Where there are several processes, JAX itself takes SIGTERM, and all of them stop after the same step.
+    """
+    if jax.process_count() > 1:
+        yield multihost_utils.reached_preemption_sync_point
+        return
     requests = []
 
     def on_signal(number, frame):
@@ -157,7 +173,7 @@ def _stop_requests():
     handled = (signal.SIGINT, signal.SIGTERM) if threading.current_thread() is threading.main_thread() else ()
     previous = {number: signal.signal(number, on_signal) for number in handled}
     try:
-        yield lambda: bool(requests)
+        yield lambda step: bool(requests)
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)

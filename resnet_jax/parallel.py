@@ -7,6 +7,8 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from resnet_jax.errors import UserError
+
 AXIS = "data"
 
 
@@ -28,6 +30,30 @@ def _pmap(function: Callable, mesh: Mesh, donate: bool) -> Callable:
         donate_argnums=(1,) if donate else (),
     )
     return functools.partial(mapped, np.arange(mesh.size))
+
+
+def join_processes() -> None:
+    """Find the other processes of this job (TPU pod, SLURM, MPI, Kubernetes) and connect to them.
+
+    To be called before anything asks for devices.
+
+    Raises:
+      UserError: there is nothing to join.
+    """
+    if jax.distributed.is_initialized():
+        return
+    try:
+        jax.distributed.initialize()
+    except (ValueError, RuntimeError) as error:
+        raise UserError(
+            f"parallel.distributed: expected a job of several processes, found none to join ({error}); start it with "
+            "your cluster's launcher (srun, mpirun, ...) or set JAX_COORDINATOR_ADDRESS"
+        ) from None
+
+
+def is_main_process() -> bool:
+    """Does this process write what only one may write?"""
+    return jax.process_index() == 0
 
 
 WRAPPERS = {"shard_map": _shard_map, "pmap": _pmap}
@@ -53,8 +79,10 @@ class DataParallel:
 
     def replicate(self, tree):
         """Copy arrays from the host, or from one device, to every device."""
-        # A copy: device_put may alias an array of the host, and memory that is donated will be written to.
-        tree = jax.tree.map(lambda x: x if isinstance(x, jax.Array) else np.array(x), tree)
+        # A copy: device_put may alias an array of the host, and memory that is donated will be written to. What is on
+        # a device goes to others directly, but not to those of other processes.
+        stays = jax.Array if jax.process_count() == 1 else ()
+        tree = jax.tree.map(lambda x: x if isinstance(x, stays) else np.array(x), tree)
         return jax.device_put(tree, NamedSharding(self.mesh, PartitionSpec()))
 
     def shard(self) -> jax.Array:

@@ -95,8 +95,13 @@ def check_config(config: ml_collections.ConfigDict) -> None:
         )
 
 
-def check_devices(config: ml_collections.ConfigDict, available: int) -> None:
-    """Check what depends on the number of devices in use."""
+def check_devices(config: ml_collections.ConfigDict, available: int, processes: int = 1) -> None:
+    """Check what depends on the number of devices in use, and of processes."""
+    if processes > 1 and (config.parallel.wrapper != "shard_map" or config.parallel.devices is not None):
+        raise UserError(
+            f"parallel: {processes} processes need parallel.wrapper shard_map and all devices, found "
+            f"{config.parallel.wrapper} and parallel.devices {config.parallel.devices}"
+        )
     devices = config.parallel.devices or available
     if devices > available:
         raise UserError(f"parallel.devices: expected at most the {available} of this machine, found {devices}")

@@ -10,8 +10,8 @@ from resnet_jax.environment import describe_environment
 from resnet_jax.errors import UserError
 
 
-def claim_workdir(path: str | pathlib.Path, config: ml_collections.ConfigDict) -> pathlib.Path:
-    """Make the folder for this config, or recognise it as this config's.
+def claim_workdir(path: str | pathlib.Path, config: ml_collections.ConfigDict, write: bool = True) -> pathlib.Path:
+    """Make the folder for this config, or recognise it as this config's; without `write`, leave that to another.
 
     Returns:
       Its absolute path. It holds `config.json` and `environment.json`.
@@ -20,6 +20,8 @@ def claim_workdir(path: str | pathlib.Path, config: ml_collections.ConfigDict) -
       UserError: it cannot be written, or belongs to another config; the message shows the difference.
     """
     workdir = pathlib.Path(path).expanduser().absolute()
+    if not write:
+        return workdir
     given = json.loads(config.to_json())
     if (workdir / "config.json").exists():
         found = read_config(workdir)

@@ -303,3 +303,10 @@ def test_tfds_registers_the_files_of_each_data_set_so_that_they_can_be_named(nam
 @pytest.mark.parametrize("name", ["fashion_mnist", "kmnist"])
 def test_class_names_are_those_of_tfds_in_its_order(name, tmp_path):
     assert tuple(tfds.builder(name, data_dir=tmp_path).info.features["label"].names) == DATASETS[name].class_names
+
+
+def test_a_folder_that_cannot_be_written_is_refused(tmp_path):
+    write_idx(tmp_path / "files")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="mnist could not be written to"):
+        run("mnist", tmp_path / "file" / "data", tmp_path / "files")

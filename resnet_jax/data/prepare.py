@@ -40,7 +40,10 @@ def prepare(name: str, data_dir: str | None = None, downloads: str | None = None
     builder = _builder(name, data_dir)
     start, is_new = time.monotonic(), not builder.data_path.exists()
     if is_new:
-        _write(builder, name, downloads)
+        try:
+            _write(builder, name, downloads)
+        except OSError as error:
+            raise UserError(f"{name} could not be written to {builder.data_dir}: {error}") from error
     _check_splits(builder, name, is_new)
     took = f"prepared in {time.monotonic() - start:.1f} s" if is_new else "is prepared already"
     splits = ", ".join(f"{split} {info.num_examples:,}" for split, info in builder.info.splits.items())
@@ -99,7 +102,7 @@ def _write_from_files(builder, name, downloads):
         try:
             builder.download_and_prepare(download_dir=cache)
         except Exception as error:
-            if not differing:
+            if not differing or isinstance(error, OSError):
                 raise
             raise UserError(
                 f"{name} could not be made from the files in {downloads}: {type(error).__name__}: {error}\n"
