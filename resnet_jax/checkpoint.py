@@ -232,7 +232,7 @@ def _name(path) -> str:
 
 
 def _to_host(tree) -> dict[str, np.ndarray]:
-    # A copy: on CPU the host's view of an array is the array itself, which the next step may overwrite.
+    # A copy: on CPU the host's view of an array is the device's memory, which the next step asks to be given.
     return {_name(path): np.array(leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
 
 
