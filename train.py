@@ -63,6 +63,8 @@ def _check_keys(config: ConfigDict, overrides: list[str]) -> None:
             if part not in node:
                 raise UserError(f"config.{key}: there is no such key; {did_you_mean(part, node)}")
             node = node[part]
+        if isinstance(node, ConfigDict):
+            raise UserError(f"config.{key}: expected one of its keys, like config.{key}.{next(iter(node))}=VALUE")
 
 
 def _new_workdir(config_file: str) -> pathlib.Path:

@@ -3,7 +3,7 @@
     python -m resnet_jax.data.prepare cifar10
     python train.py --config=configs/cifar10.py
 
-Hardware: 1 GPU. Not run on the real data by us yet: no result is claimed.
+Hardware: 1 GPU. Time: not measured yet. Result: none is claimed, it was not run on the real data by us yet.
 
 What is modern in it: a triangular schedule, Nesterov momentum, weight decay on kernels only, label smoothing, cutout,
 a moving average of the weights, bfloat16 and several steps per program.

@@ -3,7 +3,8 @@
     python -m resnet_jax.data.prepare fashion_mnist
     python train.py --config=configs/fashion_mnist.py
 
-Hardware: 1 GPU, or 2 CPU cores with --config.train.epochs=3. Time and result: see README.md.
+Hardware: 1 GPU, or 2 CPU cores with --config.train.epochs=3. Time: 9 minutes for those 3 epochs on 2 cores. Result:
+91.0% test accuracy after them (one seed). The full 30 epochs were not run by us yet.
 """
 
 from configs import default
@@ -17,6 +18,7 @@ def get_config():
     config.data.name = "fashion_mnist"
     config.data.validation_size = 5000
     config.augment.flip = True
+    config.augment.crop = 0
     config.train.epochs = 30.0
     config.optim.lr = 0.2
     config.optim.nesterov = True

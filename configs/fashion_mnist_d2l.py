@@ -3,7 +3,7 @@
     python -m resnet_jax.data.prepare fashion_mnist
     python train.py --config=configs/fashion_mnist_d2l.py
 
-Hardware: 1 GPU. Expected: 0.893 to 0.922 test accuracy at the last epoch (published by the book's different
+Hardware: 1 GPU. Time: not measured yet. Result: 0.893 to 0.922 test accuracy at the last epoch (published by the book's different
 framework editions; not reproduced by us).
 
 The protocol is the book's: images resized to 96x96, batches of 256, SGD without momentum at 0.05, 10 epochs, no
@@ -21,6 +21,7 @@ def get_config():
     config.data.name = "fashion_mnist"
     config.data.image_size = 96
     config.data.validation_size = 0
+    config.augment.crop = 0
     config.train.batch_size = 256
     config.train.epochs = 10.0
     config.optim.lr = 0.05

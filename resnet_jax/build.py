@@ -57,6 +57,18 @@ def image_shape(config: ml_collections.ConfigDict) -> tuple[int, int, int]:
     return (size, size, channels) if size else (height, width, channels)
 
 
+def _cached_on_instance(method):
+    # functools.cache on a method would keep every run, with its data and programs, for as long as the process lives.
+    @functools.wraps(method)
+    def cached(self, argument):
+        key = (method.__name__, argument)
+        if key not in self._cache:
+            self._cache[key] = method(self, argument)
+        return self._cache[key]
+
+    return cached
+
+
 class Run:
     """The parts of a run, put together from a config.
 
@@ -78,6 +90,7 @@ class Run:
     def __init__(self, config: ml_collections.ConfigDict):
         check_config(config)
         check_devices(config, jax.device_count(), jax.process_count())
+        self._cache = {}
         self.config = config
         self.facts = DATASETS[config.data.name]
         self.image_shape = image_shape(config)
@@ -134,6 +147,14 @@ class Run:
             clip_norm=optim.clip_norm,
         )
 
+    def learning_rate(self, step: int) -> float:
+        """The rate of the update that follows `step` updates."""
+        return float(self._jitted_schedule(step))
+
+    @functools.cached_property
+    def _jitted_schedule(self):
+        return jax.jit(self.schedule)
+
     def epoch(self, step: int) -> float:
         """Epochs seen after `step` steps."""
         return step * self.config.train.batch_size / len(self.splits["train"].labels)
@@ -178,14 +199,14 @@ class Run:
             self.splits["train"], self._order_key, train.batch_size, train.steps_per_dispatch, self.parallel.replicate
         )
 
-    @functools.cache  # noqa: B019  (a process builds few runs)
+    @_cached_on_instance
     def eval_loader(self, split: str) -> EvalLoader:
         """Batches of a split for evaluation."""
         shards = self.parallel.shards
         batch_size = min(self.config.eval.batch_size, len(self.splits[split].labels))
         return EvalLoader(self.splits[split], -(-batch_size // shards) * shards, self.parallel.replicate)
 
-    @functools.cache  # noqa: B019
+    @_cached_on_instance
     def train_steps(self, count: int) -> Callable:
         """The compiled function `(state, feed) -> (state, sums)` that does `count` steps; sums are (count,) each."""
         config, loader, parallel = self.config, self.train_loader, self.parallel
@@ -215,7 +236,7 @@ class Run:
 
         return parallel.compile(steps, donate=True)
 
-    @functools.cache  # noqa: B019
+    @_cached_on_instance
     def eval_step(self, split: str) -> Callable:
         """The compiled function `(variables, feed) -> sums` for one batch of a split."""
         loader, parallel = self.eval_loader(split), self.parallel

@@ -82,7 +82,7 @@ class Checkpoints:
         if step == "best":
             best = self._manager.best_step()
             return steps[-1] if best is None else best
-        if str(step).isdigit() and int(step) in steps:
+        if str(step).isdecimal() and int(step) in steps:
             return int(step)
         raise UserError(f"step: expected best, latest or one of {steps}, found {step!r}")
 
@@ -97,19 +97,16 @@ class Checkpoints:
         """
         items = {name: _to_host(tree) for name, tree in _split_state(state).items()}
         meta = {"digests": {name: digest(arrays) for name, arrays in items.items()}, "notes": notes}
-        saved = self._manager.save(
-            step,
-            metrics=metrics,
-            args=ocp.args.Composite(
-                meta=ocp.args.JsonSave(meta),
-                **{name: ocp.args.StandardSave(arrays) for name, arrays in items.items()},
-            ),
-        )
+        arguments = {name: ocp.args.StandardSave(arrays) for name, arrays in items.items()}
+        with _orbax_warnings_silenced():  # it warns of a save without metrics
+            saved = self._manager.save(
+                step, metrics=metrics, args=ocp.args.Composite(meta=ocp.args.JsonSave(meta), **arguments)
+            )
         if not saved:
             raise RuntimeError(f"step {step} was not saved: the latest is {self._manager.latest_step()}")
 
     def restore_latest(self, template: TrainState) -> tuple[TrainState, dict, list[str]] | None:
-        """The state of the newest checkpoint that is whole, on the host, or None if there is none.
+        """The state of the newest checkpoint that is whole, on the host, or None before the first is saved.
 
         Damaged ones are moved to `checkpoints_damaged/`, so that their steps can be saved again.
 
@@ -118,6 +115,9 @@ class Checkpoints:
 
         Returns:
           (state, notes, messages about damaged checkpoints).
+
+        Raises:
+          UserError: there are checkpoints, but none is whole.
         """
         messages = []
         for step in reversed(self.steps()):
@@ -125,10 +125,26 @@ class Checkpoints:
                 items, notes = self._read(step, ("model", "optimizer"))
                 return _join_state(template, items, step), notes, messages
             except DamagedCheckpoint as error:
-                messages.append(f"{error}; it was moved to {_DAMAGED}/ and the one before it is used")
-                _in_the_main_process(self._set_aside, self._path(step))
-                self._manager.reload()
+                messages.append(f"{error}; it was moved to {_DAMAGED}/")
+                self._remove(step)
+        if messages:
+            raise UserError("\n".join([*messages, "no whole checkpoint is left; start in another --workdir"]))
         return None
+
+    def read_best(self, shapes: dict) -> tuple[int, dict, list[str]]:
+        """(step, variables, messages about damaged checkpoints) of the best checkpoint that is whole.
+
+        Raises:
+          UserError: there is none.
+        """
+        messages = []
+        while True:
+            step = self.resolve("best")
+            try:
+                return step, self.read_variables(step, shapes), messages
+            except DamagedCheckpoint as error:
+                messages.append(f"{error}; it was moved to {_DAMAGED}/")
+                self._remove(step)
 
     def read_variables(self, step: int, shapes: dict) -> dict:
         """Model variables on the host: {"params", "batch_stats"}, and {"ema": ...} if the run kept averages.
@@ -158,6 +174,8 @@ class Checkpoints:
             restored = self._manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore(), **args))
             items = {name: restored[name] for name in names}
             digests, notes = restored["meta"]["digests"], restored["meta"]["notes"]
+        except (MemoryError, PermissionError):  # no damage
+            raise
         except Exception as error:  # whatever Orbax and its storage say about a broken file
             raise DamagedCheckpoint(f"checkpoint {self._path(step)} cannot be read ({type(error).__name__})") from error
         for name, arrays in items.items():
@@ -166,6 +184,10 @@ class Checkpoints:
                     f"checkpoint {self._path(step)} is damaged: its {name} does not match the digest it was saved with"
                 )
         return items, notes
+
+    def _remove(self, step: int) -> None:
+        _in_the_main_process(self._set_aside, self._path(step))
+        self._manager.reload()
 
     def _set_aside_uncommitted(self) -> None:
         directory = self.workdir / _DIRECTORY

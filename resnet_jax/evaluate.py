@@ -30,7 +30,10 @@ def evaluate(workdir: str, split: str = "test", step: str | int = "best", *, ema
     """
     use_compilation_cache()
     _, variables = load_checkpoint(workdir, step, ema=ema)
-    run = Run(read_config(workdir))
+    config = read_config(workdir)
+    # One device, so that nothing is asked of the batch that the run was trained with, or of this machine.
+    config.parallel.devices, config.norm.scope = 1, "local"
+    run = Run(config)
     if split not in run.splits:
         raise UserError(f"--split: expected one of {', '.join(run.splits)}, found {split!r}")
     sums = run.evaluate(run.parallel.replicate(variables), split)

@@ -2,6 +2,7 @@
 
 import datetime
 import json
+import os
 import pathlib
 import sys
 import time
@@ -9,9 +10,13 @@ import time
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
+from resnet_jax.errors import UserError
+
 
 class MetricsLog:
     """Appends lines to `metrics.jsonl` and to TensorBoard events. A context manager.
+
+    `train_scores` holds loss, accuracy and top5 of the training lines by step.
 
     Args:
       workdir: of the run.
@@ -22,14 +27,19 @@ class MetricsLog:
 
     def __init__(self, workdir: pathlib.Path, after_step: int, enabled: bool = True):
         self._enabled = enabled
+        self.train_scores = {}
         if not enabled:
             return
         path = workdir / "metrics.jsonl"
         lines = read_metrics(path) if path.exists() else []
         kept = [line for line in lines if line["step"] <= after_step and line["split"] != "test"]
-        path.write_text("".join(json.dumps(line) + "\n" for line in kept))
+        temporary = path.with_name(path.name + ".tmp")
+        temporary.write_text("".join(json.dumps(line) + "\n" for line in kept))
+        os.replace(temporary, path)
         self._file = path.open("a")
-        self._events = _summary_writer_class()(str(workdir), purge_step=after_step + 1 if kept else None)
+        for line in kept:
+            self._remember(line)
+        self._events = _summary_writer_class()(str(workdir), purge_step=after_step + 1 if lines else None)
 
     def __enter__(self) -> "MetricsLog":
         return self
@@ -43,10 +53,16 @@ class MetricsLog:
         """One line, on the disk when this returns."""
         if not self._enabled:
             return
-        self._file.write(json.dumps({"step": step, "epoch": round(epoch, 6), "split": split, **values}) + "\n")
+        line = {"step": step, "epoch": round(epoch, 6), "split": split, **values}
+        self._file.write(json.dumps(line, allow_nan=False) + "\n")
         self._file.flush()
+        self._remember(line)
         for name, value in values.items():
             self._events.add_scalar(f"{split}/{name}", value, step)
+
+    def _remember(self, line: dict) -> None:
+        if line["split"] == "train":
+            self.train_scores[line["step"]] = {name: line[name] for name in ("loss", "accuracy", "top5")}
 
 
 def _summary_writer_class():
@@ -63,13 +79,19 @@ def _summary_writer_class():
 
 
 def read_metrics(path: str | pathlib.Path) -> list[dict]:
-    """The lines of a `metrics.jsonl`, without a last one that was cut off."""
+    """The lines of a `metrics.jsonl`, without a last one that was cut off.
+
+    Raises:
+      UserError: another line is not what a run writes.
+    """
+    texts = pathlib.Path(path).read_text(errors="replace").split("\n")  # a whole line ends with one
     lines = []
-    for text in pathlib.Path(path).read_text().splitlines():
+    for number, text in enumerate(texts[:-1], start=1):
         try:
-            lines.append(json.loads(text))
-        except json.JSONDecodeError:
-            break
+            line = json.loads(text)
+            lines.append({"step": line["step"], "split": line["split"], **line})
+        except (ValueError, TypeError, KeyError):
+            raise UserError(f"{path}: line {number} is not a line of metrics: {text[:60]!r}; mend or move it") from None
     return lines
 
 
@@ -83,19 +105,15 @@ class TrainingDisplay:
         self._next_update = 0.0 if console.is_terminal else float("inf")
         self._num_steps = num_steps
         self._progress = Progress(
-            TextColumn("epoch {task.fields[epoch]:.1f}"),
-            BarColumn(),
-            TextColumn("step {task.completed}/{task.total}"),
+            BarColumn(bar_width=12),
+            TextColumn("{task.completed}/{task.total}"),
             TextColumn("{task.fields[values]}"),
-            TextColumn("left"),
-            TimeRemainingColumn(),
+            TimeRemainingColumn(compact=True),
             console=console,
             disable=not console.is_terminal,
             refresh_per_second=4,
         )
-        self._task = self._progress.add_task(
-            "train", total=num_steps, completed=first_step, epoch=0.0, values="compiling"
-        )
+        self._task = self._progress.add_task("train", total=num_steps, completed=first_step, values="compiling")
 
     def __enter__(self) -> "TrainingDisplay":
         self._progress.start()
@@ -113,10 +131,10 @@ class TrainingDisplay:
     def train(self, step: int, epoch: float, values: dict[str, float]) -> None:
         """Show the training metrics of the last window."""
         text = (
-            f"loss {values['loss']:.4f}  accuracy {values['accuracy']:.2%}  lr {values['learning_rate']:.3g}  "
+            f"loss {values['loss']:.3g} acc {values['accuracy']:.1%} lr {values['learning_rate']:.2g} "
             f"{values['images_per_second']:,.0f} images/s"
         )
-        self._progress.update(self._task, completed=step, epoch=epoch, values=text)
+        self._progress.update(self._task, completed=step, values=text)
         if not self._console.is_terminal:
             elapsed = time.perf_counter() - self._start
             left = elapsed / (step - self._first_step) * (self._num_steps - step)

@@ -1,9 +1,12 @@
 """The story of a run, told once: ask for a batch, step, log, evaluate, save; and again."""
 
 import contextlib
+import math
 import pathlib
 import signal
 import threading
+import time
+from collections.abc import Callable
 
 import jax
 import ml_collections
@@ -14,10 +17,11 @@ from resnet_jax.build import Run
 from resnet_jax.checkpoint import Checkpoints
 from resnet_jax.environment import use_compilation_cache
 from resnet_jax.errors import DivergedError, InterruptedRun
-from resnet_jax.logs import MetricsLog, TrainingDisplay, read_metrics
+from resnet_jax.logs import MetricsLog, TrainingDisplay
 from resnet_jax.metrics import means
 from resnet_jax.parallel import is_main_process, join_processes
 from resnet_jax.screens import end_screen, start_screen
+from resnet_jax.step import TrainState
 from resnet_jax.window import TrainingWindow
 from resnet_jax.workdir import claim_workdir, read_result, write_json
 
@@ -42,15 +46,23 @@ def train(config: ml_collections.ConfigDict, workdir: str | pathlib.Path) -> dic
         join_processes()
     console = Console(quiet=not is_main_process())
     run = Run(config)
-    workdir = claim_workdir(workdir, config, write=is_main_process())
+    with claim_workdir(workdir, config, write=is_main_process()) as workdir:
+        return _train_in(workdir, run, console)
+
+
+def _train_in(workdir: pathlib.Path, run: Run, console: Console) -> dict:
+    config = run.config
     result = read_result(workdir)
     if result and result["completed"]:
         console.print(f"This run is complete: {workdir}", highlight=False, soft_wrap=True)
     else:
-        console.print(start_screen(run, workdir))
-        with Checkpoints(workdir, config.checkpoint.keep, config.checkpoint.best_metric) as checkpoints:
+        with (
+            _stop_requests(console) as stop_requested,
+            Checkpoints(workdir, config.checkpoint.keep, config.checkpoint.best_metric) as checkpoints,
+        ):
+            console.print(start_screen(run, workdir))
             try:
-                result = _train(run, checkpoints, workdir, console)
+                result = _train(run, checkpoints, workdir, console, stop_requested)
             except DivergedError as error:
                 checkpoints.wait()
                 saved = checkpoints.steps()
@@ -60,12 +72,13 @@ def train(config: ml_collections.ConfigDict, workdir: str | pathlib.Path) -> dic
     return result
 
 
-def _train(run: Run, checkpoints: Checkpoints, workdir: pathlib.Path, console: Console) -> dict:
+def _train(
+    run: Run, checkpoints: Checkpoints, workdir: pathlib.Path, console: Console, stop_requested: Callable[[int], bool]
+) -> dict:
     state, step, window = _start_or_resume(run, checkpoints, console)
     with (
         MetricsLog(workdir, after_step=step, enabled=is_main_process()) as log,
         TrainingDisplay(console, step, run.num_steps) as display,
-        _stop_requests() as stop_requested,
     ):
         while step < run.num_steps:
             count = run.steps_in_dispatch(step)
@@ -77,13 +90,15 @@ def _train(run: Run, checkpoints: Checkpoints, workdir: pathlib.Path, console: C
             display.advance(step)
             stopping = stop_requested(step)
             if run.is_log_step(step):
-                values = {**window.close(), "learning_rate": float(run.schedule(step - 1))}
+                values = {**window.close(), "learning_rate": run.learning_rate(step - 1)}
                 log.write("train", step, run.epoch(step), values)
                 display.train(step, run.epoch(step), values)
+                window.restart_clock()
             if run.is_eval_step(step):
-                metrics = _evaluate(run, state, "validation") if "validation" in run.splits else None
-                if metrics:
-                    log.write("validation", step, run.epoch(step), metrics)
+                metrics = None
+                if "validation" in run.splits:
+                    metrics, speed = _evaluate(run, state, "validation", step)
+                    log.write("validation", step, run.epoch(step), {**metrics, **speed})
                     display.evaluation("validation", run.epoch(step), metrics)
                 checkpoints.save(step, state, metrics=metrics, notes=window.notes())
                 window.restart_clock()
@@ -91,7 +106,7 @@ def _train(run: Run, checkpoints: Checkpoints, workdir: pathlib.Path, console: C
                 checkpoints.save(step, state, metrics=None, notes=window.notes())
             if stopping and step < run.num_steps:
                 if is_main_process():
-                    write_json(workdir / "result.json", {"completed": False, "step": step, "steps": run.num_steps})
+                    write_json(workdir / "result.json", {"completed": False, **_progress(run, step, window)})
                 raise InterruptedRun(
                     f"stopped at step {step} of {run.num_steps}, which is saved; to go on, give the same command with "
                     f"--workdir={workdir}"
@@ -99,20 +114,26 @@ def _train(run: Run, checkpoints: Checkpoints, workdir: pathlib.Path, console: C
         checkpoints.wait()
         result = {
             "completed": True,
-            "step": step,
-            "steps": run.num_steps,
-            "parameters": run.num_parameters,
-            "seconds": round(window.seconds(), 3),
-            "images_per_second": window.images_per_second(),
-            **_final_scores(run, state, step, checkpoints, log, workdir),
+            **_progress(run, step, window),
+            **_final_scores(run, state, step, checkpoints, log, console),
         }
     if not is_main_process():
         return result
-    write_json(workdir / "result.json", result)
     from resnet_jax import report  # on use: it brings matplotlib, which the start of a run should not wait for
 
     report.plot_curves(workdir, workdir / "curves.png")
+    write_json(workdir / "result.json", result)  # last: a run that has it is complete
     return result
+
+
+def _progress(run: Run, step: int, window: TrainingWindow) -> dict:
+    return {
+        "step": step,
+        "steps": run.num_steps,
+        "parameters": run.num_parameters,
+        "seconds": round(window.seconds(), 3),
+        "images_per_second": window.images_per_second(),
+    }
 
 
 def _start_or_resume(run: Run, checkpoints: Checkpoints, console: Console):
@@ -126,35 +147,39 @@ def _start_or_resume(run: Run, checkpoints: Checkpoints, console: Console):
     return run.parallel.replicate(host_state), step, TrainingWindow(notes)
 
 
-def _evaluate(run: Run, state, split: str) -> dict[str, float]:
-    """Metrics of the weights and, as `ema_...`, of their moving average."""
+def _evaluate(run: Run, state: TrainState, split: str, step: int) -> tuple[dict[str, float], dict[str, float]]:
+    """Metrics of the weights and, as `ema_...`, of their moving average; and what else a line of metrics holds."""
+    start = time.perf_counter()
     metrics = means(run.evaluate(state.variables, split))
     if state.ema is not None:
         averaged = means(run.evaluate(state.ema, split))
         metrics |= {f"ema_{name}": value for name, value in averaged.items()}
-    return metrics
+    if not all(map(math.isfinite, metrics.values())):
+        raise DivergedError(f"the loss on the {split} split after step {step} is not finite: {metrics}")
+    passes = 1 if state.ema is None else 2
+    rate = passes * len(run.splits[split].labels) / (time.perf_counter() - start)
+    return metrics, {"learning_rate": run.learning_rate(step - 1), "images_per_second": rate, "input_wait": 0.0}
 
 
-def _final_scores(run: Run, state, step: int, checkpoints: Checkpoints, log: MetricsLog, workdir) -> dict[str, dict]:
+def _final_scores(
+    run: Run, state: TrainState, step: int, checkpoints: Checkpoints, log: MetricsLog, console: Console
+) -> dict[str, dict]:
     """Scores of the last and of the best weights: the only use of the test split."""
-    lines = read_metrics(workdir / "metrics.jsonl")
-    train_lines = {line["step"]: line for line in lines if line["split"] == "train"}
-    best_step = checkpoints.resolve("best")
+    best_step, best_variables, messages = checkpoints.read_best(state.variables)
+    for message in messages:
+        console.print(message, highlight=False, soft_wrap=True)
+    states = {step: state, best_step: state.replace(**run.parallel.replicate(best_variables))}
     scores = {}
-    for scored_step in sorted({best_step, step}):
-        scored = state
-        if scored_step != step:
-            scored = state.replace(**run.parallel.replicate(checkpoints.read_variables(scored_step, state.variables)))
-        train = {name: train_lines[scored_step][name] for name in ("loss", "accuracy", "top5")}
-        scores[scored_step] = {"step": scored_step, "train": train}
+    for scored_step in sorted(states):
+        scores[scored_step] = {"step": scored_step, "train": log.train_scores.get(scored_step)}
         for split in run.splits.keys() - {"train"}:
-            scores[scored_step][split] = _evaluate(run, scored, split)
-        log.write("test", scored_step, run.epoch(scored_step), scores[scored_step]["test"])
+            scores[scored_step][split], speed = _evaluate(run, states[scored_step], split, scored_step)
+        log.write("test", scored_step, run.epoch(scored_step), {**scores[scored_step]["test"], **speed})
     return {"last": scores[step], "best": scores[best_step]}
 
 
 @contextlib.contextmanager
-def _stop_requests():
+def _stop_requests(console: Console):
     """A function of the step that says whether Ctrl-C or SIGTERM has come. A second one ends the process at once.
 
     Where there are several processes, JAX itself takes SIGTERM, and all of them stop after the same step.
@@ -168,6 +193,7 @@ def _stop_requests():
         if requests:
             raise KeyboardInterrupt
         requests.append(number)
+        console.print("stopping after the next step; once more to end without saving", highlight=False)
 
     # Signals can be handled in the main thread only; elsewhere they are the caller's.
     handled = (signal.SIGINT, signal.SIGTERM) if threading.current_thread() is threading.main_thread() else ()

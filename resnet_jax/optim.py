@@ -10,27 +10,44 @@ from optax.contrib import MuonDimensionNumbers, muon
 
 from resnet_jax.errors import UserError
 
-# --- schedules: what follows the warm-up, as a function of the fraction of the remaining run that is done ---
+# --- schedules: (peak, steps, end, ...) -> rate after a warm-up of `warmup_steps`, which is over at its step 0 ---
 
 
-def _constant(peak, steps, end, **_):
+def _constant(peak, steps, **_):
     return optax.constant_schedule(peak)
 
 
-def _cosine(peak, steps, end, **_):
+def _step(peak, steps, *, warmup_steps, milestones, factor, **_):
+    drops = {round(milestone * (steps + warmup_steps)) - warmup_steps: factor for milestone in milestones}
+    return optax.piecewise_constant_schedule(peak, drops)
+
+
+def _cosine(peak, steps, *, end, **_):
     return optax.cosine_decay_schedule(peak, steps, alpha=end / peak if peak else 0.0)
 
 
-def _polynomial(peak, steps, end, power, **_):
-    return optax.polynomial_schedule(peak, end, power, steps)
-
-
-def _linear(peak, steps, end, **_):
+def _linear(peak, steps, *, end, **_):
     return optax.linear_schedule(peak, end, steps)
 
 
-SCHEDULES = {"constant": _constant, "cosine": _cosine, "linear": _linear, "polynomial": _polynomial}
-SCHEDULE_NAMES = (*SCHEDULES, "step", "triangular")
+def _polynomial(peak, steps, *, end, power, **_):
+    return optax.polynomial_schedule(peak, end, power, steps)
+
+
+def _triangular(peak, steps, *, end, peak_at, warmup_from, **_):
+    rise = max(1, round(peak_at * steps))
+    sides = [optax.linear_schedule(warmup_from, peak, rise), optax.linear_schedule(peak, end, max(1, steps - rise))]
+    return optax.join_schedules(sides, [rise])
+
+
+SCHEDULES = {
+    "constant": _constant,
+    "step": _step,
+    "cosine": _cosine,
+    "linear": _linear,
+    "polynomial": _polynomial,
+    "triangular": _triangular,
+}
 
 
 def make_schedule(
@@ -55,30 +72,29 @@ def make_schedule(
     [0.1, 0.01, 0.001]
 
     Args:
-      name: one of SCHEDULE_NAMES.
-      peak: the highest rate.
+      name: a key of SCHEDULES.
+      peak: the rate after the warm-up.
       steps: length of the run, warm-up included.
-      warmup_steps: before the schedule proper, which then fills the rest of the run ("step" and "triangular" keep
-        their fractions of the whole run).
+      warmup_steps: before the schedule proper, which fills the rest of the run.
       warmup_shape: "linear" from `warmup_from` to the peak, or "constant" at `warmup_from`.
       warmup_from: rate at step 0.
       end: rate at the end of "cosine", "linear", "polynomial" and "triangular".
-      milestones: for "step": fractions of the run at which the rate is multiplied by `factor`.
+      milestones: for "step": fractions of the whole run at which the rate is multiplied by `factor`.
       power: for "polynomial".
       peak_at: for "triangular": the fraction of the run at which the rate peaks (from `warmup_from` on a straight
         line, to `end` on another); it has no other warm-up.
     """
-    if name == "triangular":
-        rise = max(1, round(peak_at * steps))
-        return optax.join_schedules(
-            [optax.linear_schedule(warmup_from, peak, rise), optax.linear_schedule(peak, end, max(1, steps - rise))],
-            [rise],
-        )
-    if name == "step":
-        drops = {round(milestone * steps) - warmup_steps: factor for milestone in milestones}
-        after = optax.piecewise_constant_schedule(peak, drops)
-    else:
-        after = SCHEDULES[name](peak, steps - warmup_steps, end, power=power)
+    after = SCHEDULES[name](
+        peak,
+        steps - warmup_steps,
+        warmup_steps=warmup_steps,
+        warmup_from=warmup_from,
+        end=end,
+        milestones=milestones,
+        factor=factor,
+        power=power,
+        peak_at=peak_at,
+    )
     if not warmup_steps:
         return after
     if warmup_shape == "linear":
@@ -177,8 +193,14 @@ def path_mask(pattern: str) -> Callable:
     """A function from parameters to a tree of bools: does `pattern` occur in the parameter's path?
 
     Raises:
-      UserError: (on use) when it occurs in none.
+      UserError: it is no regular expression, or (on use) it occurs in no path.
     """
+    try:
+        re.compile(pattern)
+    except re.error as error:
+        raise UserError(
+            f"optim.weight_decay_params: expected a regular expression, found {pattern!r}: {error}"
+        ) from None
 
     def mask(params):
         found = jax.tree_util.tree_map_with_path(

@@ -13,7 +13,7 @@ _STYLES = {"train": ("C0", "-", 1.0), "validation": ("C1", "--", 2.0), "test": (
 
 
 def plot_curves(workdir: str | pathlib.Path, target: str | pathlib.Path) -> None:
-    """Loss, error and learning rate of a run against epochs, as a picture file `target`."""
+    """Loss, accuracy and learning rate of a run against epochs, as a picture file `target`."""
     lines = read_metrics(pathlib.Path(workdir) / "metrics.jsonl")
     figure, (loss, accuracy, rate) = plt.subplots(1, 3, figsize=(13, 4), layout="constrained")
     for axes, name, scale in ((loss, "loss", 1), (accuracy, "accuracy", 100)):

@@ -10,6 +10,7 @@ from resnet_jax.build import build_data, build_model, image_shape, variable_shap
 from resnet_jax.checkpoint import Checkpoints
 from resnet_jax.errors import UserError
 from resnet_jax.models.resnet import ResNet
+from resnet_jax.validate import check_config
 from resnet_jax.workdir import read_config
 
 
@@ -33,6 +34,7 @@ def load_checkpoint(
       UserError: no run, no such step, a damaged checkpoint, no moving average.
     """
     config = read_config(workdir)
+    check_config(config)
     model = build_model(config)
     with Checkpoints(workdir, config.checkpoint.keep, config.checkpoint.best_metric, read_only=True) as checkpoints:
         shapes = variable_shapes(model, image_shape(config))
@@ -56,7 +58,9 @@ def load_data(workdir: str | pathlib.Path, split: str = "test") -> tuple[jax.Arr
     Raises:
       UserError: no run, no such split, data that are not prepared.
     """
-    splits, prepare = build_data(read_config(workdir))
+    config = read_config(workdir)
+    check_config(config)
+    splits, prepare = build_data(config)
     if split not in splits:
         raise UserError(f"split: expected one of {', '.join(splits)}, found {split!r}")
     return jax.jit(prepare)(splits[split].images), splits[split].labels

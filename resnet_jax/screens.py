@@ -64,12 +64,12 @@ def _scores(result: dict) -> Table:
     for weights in ("last", "best"):
         for split in ("train", "validation", "test"):
             for prefix, note in (("", ""), ("ema_", ", moving average")):
-                values = result[weights].get(split, {})
+                values = result[weights].get(split) or {}
                 if f"{prefix}accuracy" in values:
                     table.add_row(
                         weights + note,
                         f"{result[weights]['step']:,}",
-                        split,
+                        "train, while training" if split == "train" else split,
                         f"{values[f'{prefix}accuracy']:.2%}",
                         f"{values[f'{prefix}top5']:.2%}",
                         f"{values[f'{prefix}loss']:.4f}",

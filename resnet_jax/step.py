@@ -78,8 +78,8 @@ def make_train_step(
       mean, sum: over devices.
 
     Returns:
-      The step. Its sums are those of `classification_sums` over the global batch, and `grad_norm` (of the averaged
-      gradient, before clipping).
+      The step. Its sums are those of `classification_sums` over the global batch, `grad_norm` (of the averaged
+      gradient, before clipping) and `param_norm` (after the update).
     """
 
     def loss_and_sums(params, batch_stats, images, targets):
@@ -112,7 +112,7 @@ def make_train_step(
         if ema is not None:
             decay = jnp.minimum(ema_decay, (1.0 + state.step) / (10.0 + state.step))
             ema = optax.incremental_update({"params": params, "batch_stats": batch_stats}, ema, 1 - decay)
-        sums["grad_norm"] = optax.tree.norm(grads)
+        sums["grad_norm"], sums["param_norm"] = optax.tree.norm(grads), optax.tree.norm(params)
         return TrainState(state.step + 1, params, batch_stats, opt_state, ema), sums
 
     return train_step

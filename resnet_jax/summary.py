@@ -73,14 +73,15 @@ def _layer_table(layers: list[Layer]) -> Table:
 
 def _total_table(name: str, size: int, layers: list[Layer]) -> Table:
     parameters, multiply_adds, activation_bytes = totals(layers)
-    table = Table(title=f"{name}, one {size}x{size}x3 image", title_justify="left")
-    for column in ("", "ours", "published", "source"):
-        table.add_column(column, justify="right" if column in ("ours", "published") else "left", overflow="fold")
     known_parameters = published_parameters(name) or ("", "")
     known_adds = (published_multiply_adds(name) if size == 224 else None) or ("", "")
-    table.add_row("parameters", f"{parameters:,}", _number(known_parameters[0]), known_parameters[1])
-    table.add_row("multiply-adds", f"{multiply_adds:,}", _number(known_adds[0]), known_adds[1])
-    table.add_row("activations, MiB (float32)", f"{activation_bytes / 2**20:,.1f}", "", "")
+    table = Table(title=f"{name}, one {size}x{size}x3 image", title_justify="left")
+    table.add_column("")
+    for column in ("parameters", "multiply-adds", "activations, MiB (float32)"):
+        table.add_column(column, justify="right")
+    table.add_row("ours", f"{parameters:,}", f"{multiply_adds:,}", f"{activation_bytes / 2**20:,.1f}")
+    table.add_row("published", _number(known_parameters[0]), _number(known_adds[0]), "")
+    table.add_row("source", known_parameters[1], known_adds[1], "")
     return table
 
 

@@ -7,7 +7,7 @@ import ml_collections
 from resnet_jax.data.facts import DATASETS
 from resnet_jax.errors import UserError, did_you_mean
 from resnet_jax.models import MODELS, SHORTCUTS, STEMS
-from resnet_jax.optim import OPTIMIZERS, SCHEDULE_NAMES
+from resnet_jax.optim import OPTIMIZERS, SCHEDULES
 from resnet_jax.parallel import WRAPPERS
 
 METRICS = ("accuracy", "top5", "loss")
@@ -24,7 +24,7 @@ _CHOICES = {
     "optim.name": OPTIMIZERS,
     "optim.lr_scaling": ("none", "linear"),
     "optim.weight_decay_mode": ("l2", "decoupled"),
-    "optim.schedule": SCHEDULE_NAMES,
+    "optim.schedule": SCHEDULES,
     "optim.warmup_shape": ("linear", "constant"),
     "parallel.wrapper": WRAPPERS,
     "checkpoint.best_metric": (*METRICS, *(f"ema_{metric}" for metric in METRICS)),
@@ -37,16 +37,18 @@ _RANGES = {
         "norm.group_size data.image_size train.batch_size train.steps train.microbatches train.steps_per_dispatch "
         "parallel.devices eval.batch_size checkpoint.keep log.every_steps",
     ),
-    "more than 0": (lambda x: x > 0, "norm.epsilon train.epochs eval.every_epochs optim.factor optim.power"),
+    "more than 0": (lambda x: x > 0, "norm.epsilon train.epochs optim.factor optim.power"),
     "0 or more": (
         lambda x: x >= 0,
-        "seed data.validation_size augment.crop augment.cutout augment.mixup augment.cutmix optim.lr "
+        "data.validation_size augment.crop augment.cutout augment.mixup augment.cutmix optim.lr "
         "optim.weight_decay optim.clip_norm optim.warmup_epochs optim.warmup_steps optim.warmup_from optim.end_lr",
     ),
     "at least 0 and less than 1": (
         lambda x: 0 <= x < 1,
         "norm.momentum train.label_smoothing train.ema_decay optim.momentum optim.b1 optim.b2",
     ),
+    "0 to 4294967295": (lambda x: 0 <= x < 2**32, "seed"),
+    "at least 0.001": (lambda x: x >= 0.001, "eval.every_epochs"),
     "more than 0 and less than 1": (lambda x: 0 < x < 1, "optim.peak_at"),
 }
 
@@ -64,7 +66,7 @@ def check_config(config: ml_collections.ConfigDict) -> None:
                 continue
             if (isinstance(value, float) and not math.isfinite(value)) or not holds(value):
                 raise UserError(f"{field}: expected a finite number, {expected}, found {value}")
-    if any(not 0 < milestone < 1 for milestone in config.optim.milestones):
+    if not all(isinstance(milestone, float) and 0 < milestone < 1 for milestone in config.optim.milestones):
         raise UserError(
             f"optim.milestones: expected fractions of the run between 0 and 1, found {tuple(config.optim.milestones)}"
         )
@@ -76,6 +78,11 @@ def check_config(config: ml_collections.ConfigDict) -> None:
         raise UserError(
             "optim.warmup_epochs, optim.warmup_steps: expected at most one of them, found "
             f"{config.optim.warmup_epochs} and {config.optim.warmup_steps}"
+        )
+    if config.log.every_steps % config.train.steps_per_dispatch:
+        raise UserError(
+            f"log.every_steps: expected a multiple of train.steps_per_dispatch ({config.train.steps_per_dispatch}), "
+            f"found {config.log.every_steps}"
         )
     if config.checkpoint.best_metric.startswith("ema_") and not config.train.ema_decay:
         raise UserError(
@@ -145,6 +152,9 @@ def check_warmup(config: ml_collections.ConfigDict, warmup_steps: int, num_steps
 
 
 def _get(config, field):
-    for part in field.split("."):
-        config = config[part]
+    try:
+        for part in field.split("."):
+            config = config[part]
+    except (KeyError, TypeError):
+        raise UserError(f"{field}: the config lacks this key; was it written by another version?") from None
     return config

@@ -24,7 +24,7 @@ class TrainingWindow:
         self._seconds_before = notes["seconds"] if notes else 0.0
         self._start = time.perf_counter()
         self._pending = None
-        self._compiling = True
+        self._programs = set()  # by their number of steps
         self._timed_images, self._timed_seconds = 0.0, 0.0  # of the whole session, without compilation and evaluation
         self.restart_clock()
 
@@ -36,10 +36,10 @@ class TrainingWindow:
         """
         previous, self._pending = self._pending, (step, sums)
         self._collect(previous)
-        if self._compiling:
-            jax.block_until_ready(sums)
+        program = sums["count"].shape
+        if program not in self._programs:  # it was compiled just now, which is not training
+            self._programs.add(program)
             self._collect_pending()
-            self._compiling = False
             self.restart_clock()
 
     def close(self) -> dict[str, float]:
@@ -52,7 +52,6 @@ class TrainingWindow:
         self._timed_images += self._images
         self._timed_seconds += seconds
         self._sums = None
-        self.restart_clock()
         return values
 
     def notes(self) -> dict:
@@ -90,11 +89,11 @@ class TrainingWindow:
             return
         last_step, sums = dispatch
         sums = jax.device_get(sums)
-        for name in ("loss", "grad_norm"):
+        for name in ("loss", "grad_norm", "param_norm"):
             broken = np.flatnonzero(~np.isfinite(sums[name]))
             if len(broken):
                 step = last_step - len(sums[name]) + 1 + broken[0]
                 raise DivergedError(f"the {name} of step {step} is {sums[name][broken[0]]}")
-        del sums["grad_norm"]
+        del sums["grad_norm"], sums["param_norm"]
         self._sums = add_sums(self._sums, {name: value.sum(dtype=np.float64) for name, value in sums.items()})
         self._images += float(sums["count"].sum())

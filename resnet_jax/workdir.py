@@ -1,43 +1,59 @@
 """The folder of a run: whose it is, and the JSON files in it."""
 
+import contextlib
 import json
 import os
 import pathlib
+from collections.abc import Iterator
 
 import ml_collections
 
 from resnet_jax.environment import describe_environment
 from resnet_jax.errors import UserError
 
+try:
+    import fcntl
+except ImportError:  # not on Windows: there two runs in one folder are not told apart
+    fcntl = None
 
-def claim_workdir(path: str | pathlib.Path, config: ml_collections.ConfigDict, write: bool = True) -> pathlib.Path:
-    """Make the folder for this config, or recognise it as this config's; without `write`, leave that to another.
 
-    Returns:
-      Its absolute path. It holds `config.json` and `environment.json`.
+@contextlib.contextmanager
+def claim_workdir(
+    path: str | pathlib.Path, config: ml_collections.ConfigDict, write: bool = True
+) -> Iterator[pathlib.Path]:
+    """Make the folder for this config, or recognise it as this config's, and keep other runs out of it meanwhile.
+
+    Without `write`, leave all that to another process. Gives its absolute path; it holds `config.json` and
+    `environment.json`.
 
     Raises:
-      UserError: it cannot be written, or belongs to another config; the message shows the difference.
+      UserError: it cannot be written, is in use, or belongs to another config; the message shows the difference.
     """
     workdir = pathlib.Path(path).expanduser().absolute()
     if not write:
-        return workdir
+        yield workdir
+        return
     given = json.loads(config.to_json())
     if (workdir / "config.json").exists():
-        found = read_config(workdir)
-        differences = _differences(json.loads(found.to_json()), given)
+        differences = _differences(_read_object(workdir / "config.json"), given)
         if differences:
             raise UserError(
                 f"workdir: {workdir} belongs to another config; take another --workdir, or the same config:\n"
                 + "\n".join(f"  {line}" for line in differences)
             )
-    try:
-        workdir.mkdir(parents=True, exist_ok=True)
-        write_json(workdir / "environment.json", describe_environment())
-        write_json(workdir / "config.json", given)
-    except OSError as error:
-        raise UserError(f"workdir: expected a folder that can be written, found {workdir}: {error.strerror}") from None
-    return workdir
+    with contextlib.ExitStack() as stack:
+        try:
+            workdir.mkdir(parents=True, exist_ok=True)
+            folder = os.open(workdir, os.O_RDONLY)
+            stack.callback(os.close, folder)
+            _lock(folder, workdir)
+            write_json(workdir / "environment.json", describe_environment())
+            write_json(workdir / "config.json", given)
+        except OSError as error:
+            raise UserError(
+                f"workdir: expected a folder that can be written, found {workdir}: {error.strerror}"
+            ) from None
+        yield workdir
 
 
 def read_config(workdir: str | pathlib.Path) -> ml_collections.ConfigDict:
@@ -47,25 +63,51 @@ def read_config(workdir: str | pathlib.Path) -> ml_collections.ConfigDict:
       UserError: the folder holds no run.
     """
     path = pathlib.Path(workdir).expanduser() / "config.json"
-    try:
-        return ml_collections.ConfigDict(json.loads(path.read_text())).lock()
-    except FileNotFoundError:
-        raise UserError(f"workdir: expected the folder of a run, found no config.json in {path.parent}") from None
-    except (OSError, json.JSONDecodeError) as error:
-        raise UserError(f"workdir: {path} cannot be read: {error}") from None
+    if not path.exists():
+        raise UserError(f"workdir: expected the folder of a run, found no config.json in {path.parent}")
+    return ml_collections.ConfigDict(_read_object(path)).lock()
 
 
 def read_result(workdir: pathlib.Path) -> dict | None:
-    """What `result.json` holds, or None before there is one."""
+    """What `result.json` holds, or None before there is one.
+
+    Raises:
+      UserError: the file is not what a run writes.
+    """
     path = workdir / "result.json"
-    return json.loads(path.read_text()) if path.exists() else None
+    if not path.exists():
+        return None
+    result = _read_object(path)
+    if "completed" not in result:
+        raise UserError(f"{path}: expected the result of a run, found the keys {list(result)}; mend or move it")
+    return result
 
 
 def write_json(path: pathlib.Path, value: dict) -> None:
     """Write as a whole: a reader sees the old file or the new one, never a half."""
     temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(json.dumps(value, indent=2) + "\n")
+    temporary.write_text(json.dumps(value, indent=2, allow_nan=False) + "\n")
     os.replace(temporary, path)
+
+
+def _lock(folder: int, workdir: pathlib.Path) -> None:
+    try:
+        if fcntl:
+            fcntl.flock(
+                folder, fcntl.LOCK_EX | fcntl.LOCK_NB
+            )  # until it is closed, or the process ends however it ends
+    except OSError:
+        raise UserError(f"workdir: another run is at work in {workdir}; wait for it or take another") from None
+
+
+def _read_object(path: pathlib.Path) -> dict:
+    try:
+        value = json.loads(path.read_text())
+    except (OSError, ValueError) as error:  # ValueError: not text, or not JSON
+        raise UserError(f"{path}: cannot be read: {error}; mend or move it") from None
+    if not isinstance(value, dict):
+        raise UserError(f"{path}: expected a JSON object, found {type(value).__name__}; mend or move it")
+    return value
 
 
 def _differences(found: dict, given: dict, prefix: str = "") -> list[str]:

@@ -28,7 +28,8 @@ def test_every_experiment_is_valid_and_says_how_to_run_it(path):
     check_devices(config, available=4)
     text = path.read_text()
     assert "python train.py" in text
-    assert "Hardware:" in text
+    for what in ("Hardware:", "Time:", "Result:"):
+        assert what in text
 
 
 def test_the_promised_experiments_are_there():

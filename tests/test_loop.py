@@ -1,6 +1,9 @@
+import io
 import json
 import os
 import pathlib
+import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -8,13 +11,15 @@ import sys
 import jax
 import numpy as np
 import pytest
+from rich.console import Console
 
 import resnet_jax
 from resnet_jax import UserError, evaluate, loop
 from resnet_jax.checkpoint import Checkpoints
 from resnet_jax.errors import DivergedError, InterruptedRun
-from resnet_jax.logs import read_metrics
+from resnet_jax.logs import TrainingDisplay, read_metrics
 from resnet_jax.step import make_train_step
+from resnet_jax.workdir import claim_workdir
 from tests.tiny import tiny_config
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -78,9 +83,8 @@ def test_a_run_leaves_everything_that_was_promised(finished):
     lines = read_metrics(workdir / "metrics.jsonl")
     assert {line["split"] for line in lines} == {"train", "validation", "test"}
     for line in lines:
-        keys = {"step", "epoch", "split", "loss", "accuracy", "top5"}
-        keys |= {"learning_rate", "images_per_second", "input_wait"} if line["split"] == "train" else set()
-        assert keys <= line.keys()
+        assert {"step", "epoch", "split", "loss", "accuracy", "top5"} <= line.keys()
+        assert {"learning_rate", "images_per_second", "input_wait"} <= line.keys()
     assert json.loads((workdir / "result.json").read_text()) == result
     assert (result["completed"], result["step"]) == (True, 60)
     _, variables = resnet_jax.load_checkpoint(workdir)
@@ -119,6 +123,14 @@ def test_the_best_is_chosen_on_the_validation_split_and_the_test_split_scored_on
     assert scored == sorted({result["best"]["step"], result["last"]["step"]})
 
 
+def test_a_jitted_script_reproduces_the_reported_accuracy_in_bfloat16(tmp_path):
+    result = loop.train(tiny_config(precision="bfloat16", train__steps=60), tmp_path)
+    model, variables = resnet_jax.load_checkpoint(tmp_path, step="latest")
+    images, labels = resnet_jax.load_data(tmp_path, "test")
+    logits = jax.jit(model.apply, static_argnames="train")(variables, images, train=False)
+    assert int((logits.argmax(axis=-1) == labels).sum()) / len(labels) == result["last"]["test"]["accuracy"]
+
+
 def test_a_script_reproduces_the_reported_accuracy_to_the_last_digit(finished):
     workdir, result = finished
     for step, weights in (("best", "best"), ("latest", "last"), (60, "last")):
@@ -147,6 +159,21 @@ def test_the_evaluate_command_prints_what_the_run_reported(finished, capsys):
         evaluate.evaluate(str(workdir), "tset")
 
 
+def damage(workdir, *steps):
+    for step in steps:
+        for file in (workdir / "checkpoints" / str(step) / "model").rglob("*"):
+            if file.is_file():
+                file.write_bytes(b"")
+
+
+def copy_of(finished, tmp_path):
+    """The finished run as it was before it was scored."""
+    workdir = tmp_path / "copy"
+    shutil.copytree(finished[0], workdir)
+    (workdir / "result.json").unlink()
+    return workdir
+
+
 @pytest.mark.parametrize("step", [3, 23, 50])
 def test_a_run_stopped_by_ctrl_c_ends_as_the_uninterrupted_one(finished, tmp_path, monkeypatch, step):
     with monkeypatch.context() as patch:
@@ -158,9 +185,85 @@ def test_a_run_stopped_by_ctrl_c_ends_as_the_uninterrupted_one(finished, tmp_pat
     assert_the_same_end(tmp_path, finished[0])
 
 
-def start_process(workdir, **settings):
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"train__steps_per_dispatch": 4},
+        {"precision": "bfloat16", "train__microbatches": 2, "augment__cutmix": 1.0},
+        {"parallel__devices": 4, "parallel__wrapper": "pmap", "train__ema_decay": 0.9},
+    ],
+    ids=["several steps in a program", "bfloat16, microbatches, cutmix", "four devices, local statistics"],
+)
+def test_resuming_is_exact_in_other_settings_too(tmp_path, monkeypatch, settings):
+    config = tiny_config(train__steps=24, **settings)
+    loop.train(config, tmp_path / "reference")
+    with monkeypatch.context() as patch:
+        stop_after(patch, 4)
+        with pytest.raises(InterruptedRun):
+            loop.train(config, tmp_path / "resumed")
+    loop.train(config, tmp_path / "resumed")
+    assert_the_same_end(tmp_path / "resumed", tmp_path / "reference")
+
+
+def test_a_damaged_best_checkpoint_is_replaced_by_the_next_best(finished, tmp_path, capsys):
+    workdir = copy_of(finished, tmp_path)
+    damage(workdir, finished[1]["best"]["step"])
+    result = loop.train(tiny_config(**SETTINGS), workdir)
+    assert "moved to checkpoints_damaged/" in capsys.readouterr().out
+    assert result["best"]["step"] != finished[1]["best"]["step"]
+    assert result["last"] == finished[1]["last"]
+
+
+def test_a_run_whose_checkpoints_are_all_damaged_does_not_start_over(finished, tmp_path):
+    workdir = copy_of(finished, tmp_path)
+    damage(workdir, *(path.name for path in (workdir / "checkpoints").iterdir()))
+    with pytest.raises(UserError, match="no whole checkpoint is left"):
+        loop.train(tiny_config(**SETTINGS), workdir)
+    assert len(read_metrics(workdir / "metrics.jsonl")) > 10
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("config.json", "[1, 2]", "config.json: expected a JSON object, found list"),
+        ("config.json", "{", "config.json: cannot be read"),
+        ("result.json", "garbage", "result.json: cannot be read"),
+        ("result.json", "{}", "result.json: expected the result of a run"),
+        ("metrics.jsonl", "garbage\n", "metrics.jsonl: line 1 is not a line of metrics: 'garbage'"),
+        ("metrics.jsonl", "[]\n", "metrics.jsonl: line 1"),
+    ],
+)
+def test_a_file_that_no_run_wrote_is_refused_by_name_and_kept(finished, tmp_path, name, text, message):
+    workdir = copy_of(finished, tmp_path)
+    (workdir / name).write_text(text)
+    with pytest.raises(UserError, match=message):
+        loop.train(tiny_config(**SETTINGS), workdir)
+    assert (workdir / name).read_text() == text
+
+
+def test_a_stored_config_without_a_key_is_refused_by_name(finished, tmp_path):
+    workdir = copy_of(finished, tmp_path)
+    (workdir / "config.json").write_text("{}")
+    with pytest.raises(UserError, match="precision: the config lacks this key"):
+        resnet_jax.load_data(workdir)
+
+
+def test_a_second_run_in_the_same_workdir_is_refused_while_the_first_is_at_work(tmp_path):
+    with claim_workdir(tmp_path, tiny_config()), pytest.raises(UserError, match="another run is at work"):
+        loop.train(tiny_config(), tmp_path)
+    assert loop.train(tiny_config(train__steps=2), tmp_path / "free")["completed"]
+
+
+def test_a_run_is_scored_on_a_machine_with_other_devices(tmp_path):
+    config = tiny_config(parallel__devices=3, train__batch_size=63, norm__scope="group", norm__group_size=3)
+    result = loop.train(config, tmp_path)
+    scores = evaluate.evaluate(str(tmp_path), "test", "latest")
+    assert scores["accuracy"] == result["last"]["test"]["accuracy"]
+
+
+def start_process(workdir, cache=None, **settings):
     arguments = [f"{key}={value!r}" for key, value in settings.items()]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), **({"XDG_CACHE_HOME": str(cache)} if cache else {})}
     return subprocess.Popen(
         [sys.executable, "-m", "tests.tiny", str(workdir), *arguments],
         cwd=ROOT,
@@ -207,6 +310,21 @@ def test_a_signal_ends_the_process_with_a_message_and_a_checkpoint(tmp_path, num
         assert checkpoints.steps()[-1] == step
 
 
+@pytest.mark.slow
+def test_ctrl_c_while_the_first_programs_compile_ends_cleanly_too(tmp_path):
+    process = start_process(tmp_path / "run", cache=tmp_path / "cache", train__steps=100_000)
+    output = ""
+    for line in process.stdout:
+        output += line
+        if line.startswith("└"):  # the end of the start screen
+            process.send_signal(signal.SIGINT)
+            break
+    output += process.communicate()[0]
+    assert process.returncode == 130, output
+    assert "stopping after the next step" in output
+    assert "stopped at step 1 of 100000, which is saved" in output
+
+
 def test_a_finished_run_is_shown_and_not_trained_again(finished, capsys):
     workdir, result = finished
     before = logged(workdir)
@@ -234,7 +352,7 @@ def test_several_steps_in_one_program_log_and_save_at_the_same_steps(finished, t
     assert result["completed"]
 
 
-@pytest.mark.parametrize("broken", ["loss", "grad_norm"])
+@pytest.mark.parametrize("broken", ["loss", "grad_norm", "param_norm"])
 def test_a_loss_that_is_not_finite_stops_the_run_before_it_is_saved(tmp_path, monkeypatch, broken):
     def break_step_23(*args, **kwargs):
         step = make_train_step(*args, **kwargs)
@@ -250,6 +368,31 @@ def test_a_loss_that_is_not_finite_stops_the_run_before_it_is_saved(tmp_path, mo
         loop.train(tiny_config(), tmp_path)
     with Checkpoints(tmp_path, 2, "accuracy", read_only=True) as checkpoints:
         assert max(checkpoints.steps()) == 20
+
+
+def test_a_validation_loss_that_is_not_finite_is_not_saved(tmp_path, monkeypatch):
+    evaluate_split = loop.Run.evaluate
+
+    def broken(self, variables, split):
+        return {**evaluate_split(self, variables, split), "loss": np.float64(np.inf)}
+
+    monkeypatch.setattr(loop.Run, "evaluate", broken)
+    with pytest.raises(DivergedError, match="loss on the validation split after step 10 is not finite.*no checkpoint"):
+        loop.train(tiny_config(), tmp_path)
+    assert "Infinity" not in (tmp_path / "metrics.jsonl").read_text()
+
+
+def test_the_progress_bar_fits_80_columns():
+    console = Console(width=80, force_terminal=True, file=io.StringIO())
+    display = TrainingDisplay(console, 0, 7000)
+    values = {"loss": 0.12345, "accuracy": 0.98761, "learning_rate": 0.09456, "images_per_second": 13364.2}
+    display.train(3500, 12.3, values)
+    with console.capture() as capture:
+        console.print(display._progress.get_renderable())
+    lines = capture.get().splitlines()
+    assert len(lines) == 1
+    for text in ("━", "3500/7000", "loss 0.123", "acc 98.8%", "lr 0.095", "13,364 images/s", "--:--"):
+        assert text in re.sub(r"\x1b\[[0-9;]*m", "", lines[0])
 
 
 def test_a_rate_that_is_far_too_high_stops_the_run(tmp_path):

@@ -5,7 +5,7 @@ import optax
 import pytest
 
 from resnet_jax import UserError
-from resnet_jax.optim import OPTIMIZERS, SCHEDULE_NAMES, make_optimizer, make_schedule, path_mask
+from resnet_jax.optim import OPTIMIZERS, SCHEDULES, make_optimizer, make_schedule, path_mask
 
 PARAMS = {
     "conv1": {"kernel": jax.random.normal(jax.random.key(0), (3, 3, 4, 8))},
@@ -58,7 +58,7 @@ def test_linear_polynomial_triangular_and_constant_equal_their_formulas():
     np.testing.assert_allclose(rates("constant", 100, at), 0.1)
 
 
-@pytest.mark.parametrize("name", SCHEDULE_NAMES)
+@pytest.mark.parametrize("name", SCHEDULES)
 def test_every_schedule_stays_between_zero_and_its_peak(name):
     values = rates(name, 37, range(37), milestones=(0.3,))
     assert min(values) >= 0

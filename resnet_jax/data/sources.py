@@ -82,13 +82,21 @@ def _read_tfds(name: str, facts: DatasetFacts, split: str, data_dir: str | None)
     import tensorflow_datasets as tfds
     from PIL import Image
 
-    builder = tfds.builder(facts.tfds_name, data_dir=data_dir, file_format="array_record")
+    command = f"python -m resnet_jax.data.prepare {name}" + (f" --data_dir {data_dir}" if data_dir else "")
+    try:
+        builder = tfds.builder(facts.tfds_name, data_dir=data_dir, file_format="array_record")
+    except ValueError as error:  # prepared in another format
+        raise UserError(f"data.name: {name} cannot be read: {error}; try another data.data_dir and {command}") from None
     if not pathlib.Path(builder.data_dir).exists():
         raise UserError(
-            f"data.name: {name} is not prepared in {pathlib.Path(builder.data_dir).parents[1]}; run: "
-            f"python -m resnet_jax.data.prepare {name}" + (f" --data_dir {data_dir}" if data_dir else "")
+            f"data.name: {name} is not prepared in {pathlib.Path(builder.data_dir).parents[1]}; run: {command}"
         )
-    source = builder.as_data_source(split, decoders={"image": tfds.decode.SkipDecoding()})
+    try:
+        source = builder.as_data_source(split, decoders={"image": tfds.decode.SkipDecoding()})
+    except Exception as error:  # whatever TFDS and its storage say about missing or broken files
+        raise UserError(
+            f"data.name: {name} in {builder.data_dir} cannot be read ({error}); delete that folder and run: {command}"
+        ) from error
     images = np.empty((len(source), *facts.image_shape), np.uint8)
     labels = np.empty(len(source), np.int32)
     for start in range(0, len(source), 1000):  # reading by the thousand is three times as fast as one by one

@@ -33,6 +33,10 @@ def create_model(name: str, *, num_classes: int, dtype=jnp.float32, **overrides)
     """
     if name not in MODELS:
         raise UserError(f"model.name: no model is called {name!r}; {did_you_mean(name, MODELS)}")
+    if num_classes < 1:
+        raise UserError(f"model.num_classes: expected at least 1, found {num_classes}")
+    if not jnp.issubdtype(dtype, jnp.floating):
+        raise UserError(f"precision: expected a floating point dtype, found {dtype!r}")
     fields = [field.name for field in dataclasses.fields(ResNet) if field.name not in ("parent", "name")]
     for key, value in overrides.items():
         if key not in fields:
