@@ -7,8 +7,8 @@
 The name after the colon is the network: resnet20 (default), 32, 44, 56, 110, 1202, or a plain one. resnet110 alone
 is warmed up at 0.01 for its first 400 steps, so name it there, not with --config.model.name.
 
-Hardware: 1 GPU. Time: not measured yet. Result: test error in percent, published by the authors (Table 6), not reproduced by us:
-resnet20 8.75, resnet32 7.51, resnet44 7.17, resnet56 6.97, resnet110 6.43, resnet1202 7.93.
+Hardware: 1 GPU. Time: not measured yet. Result: test error in percent, published by the authors (Table 6), not
+reproduced by us: resnet20 8.75, resnet32 7.51, resnet44 7.17, resnet56 6.97, resnet110 6.43, resnet1202 7.93.
 
 The paper: 45k/5k split; per-pixel mean subtracted; 4 pixels of padding, random crop and flip; batches of 128; SGD with
 momentum 0.9; weight decay 1e-4 on all weights; 64k steps, the rate of 0.1 divided by 10 at 32k and 48k; evaluation on
