@@ -7,6 +7,7 @@ step counts only if it was committed, which the presence of its `meta` item show
 
 import contextlib
 import hashlib
+import json
 import logging
 import pathlib
 import shutil
@@ -96,7 +97,8 @@ class Checkpoints:
           notes: plain JSON that comes back with `restore_latest`.
         """
         items = {name: _to_host(tree) for name, tree in _split_state(state).items()}
-        meta = {"digests": {name: digest(arrays) for name, arrays in items.items()}, "notes": notes}
+        digests = {name: digest(arrays) for name, arrays in items.items()}
+        meta = {"digests": {**digests, "notes": _text_digest(notes)}, "notes": notes}
         arguments = {name: ocp.args.StandardSave(arrays) for name, arrays in items.items()}
         with _orbax_warnings_silenced():  # it warns of a save without metrics
             saved = self._manager.save(
@@ -178,8 +180,9 @@ class Checkpoints:
             raise
         except Exception as error:  # whatever Orbax and its storage say about a broken file
             raise DamagedCheckpoint(f"checkpoint {self._path(step)} cannot be read ({type(error).__name__})") from error
-        for name, arrays in items.items():
-            if digest(arrays) != digests[name]:
+        found = {name: digest(arrays) for name, arrays in items.items()} | {"notes": _text_digest(notes)}
+        for name in found:
+            if found[name] != digests[name]:
                 raise DamagedCheckpoint(
                     f"checkpoint {self._path(step)} is damaged: its {name} does not match the digest it was saved with"
                 )
@@ -232,6 +235,10 @@ def digest(arrays: dict[str, np.ndarray]) -> str:
         result.update(f"{name} {array.dtype} {array.shape}\n".encode())
         result.update(np.ascontiguousarray(array).view(np.uint8).reshape(-1).data if array.ndim else array.tobytes())
     return result.hexdigest()
+
+
+def _text_digest(notes: dict) -> str:
+    return hashlib.sha256(json.dumps(notes, sort_keys=True).encode()).hexdigest()
 
 
 def _split_state(state: TrainState) -> dict[str, dict]:

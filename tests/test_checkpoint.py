@@ -111,6 +111,14 @@ def test_a_flipped_bit_is_never_restored(tmp_path):
     assert refused > 10
 
 
+def test_changed_notes_are_never_restored(tmp_path):
+    fill(tmp_path, scores(0.5))
+    file = tmp_path / "checkpoints/1/meta/metadata"
+    file.write_text(file.read_text().replace("0.1", "0.3"))
+    with open_checkpoints(tmp_path) as checkpoints, pytest.raises(UserError, match="notes does not match the digest"):
+        checkpoints.restore_latest(make_state(0))
+
+
 def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_it_used(tmp_path):
     fill(tmp_path, scores(0.5, 0.6))
     for file in (tmp_path / "checkpoints/2/model").rglob("*"):
