@@ -8,6 +8,8 @@ Prints one JSON line: milliseconds per step of both, and the ratio of each pair 
 """
 
 import argparse
+import contextlib
+import io
 import json
 import tempfile
 import time
@@ -31,7 +33,7 @@ def loop_seconds(config, warmup: int) -> float:
 
     Run.train_steps = stamped
     try:
-        with tempfile.TemporaryDirectory() as workdir:
+        with tempfile.TemporaryDirectory() as workdir, contextlib.redirect_stdout(io.StringIO()):
             loop.train(config, workdir)
     finally:
         Run.train_steps = compiled

@@ -51,9 +51,7 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
     with command_line():
         scores = evaluate(args.workdir, args.split, args.step, ema=args.ema)
-    table = Table(
-        title=f"{args.workdir}, {args.step}, {args.split}: {scores['count']:,} examples", title_justify="left"
-    )
+    table = Table(title=f"{args.split}: {scores['count']:,} examples", title_justify="left")
     table.add_column("class")
     table.add_column("accuracy", justify="right")
     for name, accuracy in scores["per_class"].items():

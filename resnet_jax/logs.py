@@ -125,6 +125,8 @@ class TrainingDisplay:
     def advance(self, step: int) -> None:
         """Move the bar; cheap enough for every step."""
         if time.perf_counter() > self._next_update:
+            if self._progress.tasks[0].fields["values"] == "compiling":
+                self._progress.update(self._task, values="training")
             self._progress.update(self._task, completed=step)
             self._next_update = time.perf_counter() + 0.2
 

@@ -108,8 +108,8 @@ def _train(
                 if is_main_process():
                     write_json(workdir / "result.json", {"completed": False, **_progress(run, step, window)})
                 raise InterruptedRun(
-                    f"stopped at step {step} of {run.num_steps}, which is saved; to go on, give the same command with "
-                    f"--workdir={workdir}"
+                    f"stopped at step {step} of {run.num_steps}, which is saved; to go on, give the same command with\n"
+                    f"  --workdir={workdir}"
                 )
         checkpoints.wait()
         result = {

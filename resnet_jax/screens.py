@@ -2,6 +2,7 @@
 
 import collections
 import datetime
+import os
 import pathlib
 
 from rich.console import Group
@@ -41,6 +42,7 @@ def start_screen(run: Run, workdir: pathlib.Path) -> Table:
 def end_screen(result: dict, workdir: pathlib.Path) -> Group:
     """Best and last scores, the time taken, where everything lies and what to try next."""
     rate = result["images_per_second"]
+    folder = min(os.path.relpath(workdir), str(workdir), key=len)  # short enough to be copied from one line
     return Group(
         _scores(result),
         _two_columns(
@@ -48,10 +50,10 @@ def end_screen(result: dict, workdir: pathlib.Path) -> Group:
             {
                 "time": f"{datetime.timedelta(seconds=round(result['seconds']))}"
                 + (f", training at {rate:,.0f} images/s" if rate else ""),
-                "curves": str(workdir / "curves.png"),
-                "metrics": str(workdir / "metrics.jsonl"),
-                "checkpoints": str(workdir / "checkpoints"),
-                "try next": f"python -m resnet_jax.evaluate {workdir}\ntensorboard --logdir {workdir}",
+                "curves": os.path.join(folder, "curves.png"),
+                "metrics": os.path.join(folder, "metrics.jsonl"),
+                "checkpoints": os.path.join(folder, "checkpoints"),
+                "try next": f"python -m resnet_jax.evaluate {folder}\ntensorboard --logdir {folder}",
             },
         ),
     )
