@@ -164,8 +164,9 @@ class Checkpoints:
         return _unflatten({**shapes, "ema": shapes} if has_ema else shapes, arrays, step)
 
     def wait(self) -> None:
-        """Return when the save under way is on the disk; raise if it failed."""
+        """Return when the save under way is on the disk, for every process to see; raise if it failed."""
         self._manager.wait_until_finished()
+        multihost_utils.sync_global_devices("saved")  # one process commits; the others must not read before
 
     def _path(self, step: int) -> pathlib.Path:
         return self.workdir / _DIRECTORY / str(step)

@@ -172,7 +172,7 @@ def _final_scores(
     scores = {}
     for scored_step in sorted(states):
         scores[scored_step] = {"step": scored_step, "train": log.train_scores.get(scored_step)}
-        for split in run.splits.keys() - {"train"}:
+        for split in (name for name in run.splits if name != "train"):  # not a set: all processes in the same order
             scores[scored_step][split], speed = _evaluate(run, states[scored_step], split, scored_step)
         log.write("test", scored_step, run.epoch(scored_step), {**scores[scored_step]["test"], **speed})
     return {"last": scores[step], "best": scores[best_step]}
