@@ -5,14 +5,8 @@ os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_p
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 import jax
-import pytest
 
 from resnet_jax.environment import use_compilation_cache
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 use_compilation_cache()
-
-
-@pytest.fixture
-def devices():
-    return jax.devices()

@@ -139,22 +139,16 @@ def experiment_file(folder, line):
     return path
 
 
-def test_a_misspelt_key_in_an_experiment_file_is_refused(tmp_path):
-    path = tmp_path / "mine.py"
-    path.write_text(
-        "from configs import default\ndef get_config():\n  c = default.get_config()\n  c.optim.lrr = 1\n  return c"
-    )
-    with pytest.raises(UserError, match='Did you mean "lr"'):
-        parse(f"--config={path}")
-
-
-def test_a_value_of_the_wrong_type_in_an_experiment_file_is_refused(tmp_path):
-    path = tmp_path / "mine.py"
-    path.write_text(
-        "from configs import default\ndef get_config():\n  c = default.get_config()\n  c.optim.lr = 'x'\n  return c"
-    )
-    with pytest.raises(UserError, match="field 'lr'.*cannot be casted to type <class 'float'>"):
-        parse(f"--config={path}")
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("config.optim.lrr = 1", 'Did you mean "lr"'),
+        ("config.optim.lr = 'high'", "field 'lr'.*cannot be casted to type <class 'float'>"),
+    ],
+)
+def test_a_mistake_in_an_experiment_file_is_refused(tmp_path, line, message):
+    with pytest.raises(UserError, match=message):
+        parse(f"--config={experiment_file(tmp_path, line)}")
 
 
 @pytest.mark.parametrize(
