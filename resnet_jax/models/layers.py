@@ -56,31 +56,32 @@ def batch_norm(
     )
 
 
-# --- shortcuts: (block input, branch output, stride, norm, dtype) -> their sum. He et al. 2015, section 3.3. ---
+# --- shortcuts: (block input, branch output, stride, norm, dtype) -> the two addends (skip, branch) ---
+# He et al. 2015, section 3.3.
 
 
 def no_shortcut(x, branch, stride, norm, dtype):
     """The plain twin: the branch alone."""
-    return branch
+    return jnp.zeros_like(branch), branch
 
 
 def zero_pad_shortcut(x, branch, stride, norm, dtype):
     """Option A: identity; where shapes differ, every `stride`-th pixel and zeros for the new channels."""
     x = x[:, ::stride, ::stride, :]
     new_channels = branch.shape[-1] - x.shape[-1]
-    return branch + jnp.pad(x, ((0, 0), (0, 0), (0, 0), (0, new_channels)))
+    return jnp.pad(x, ((0, 0), (0, 0), (0, 0), (0, new_channels))), branch
 
 
 def projection_shortcut(x, branch, stride, norm, dtype):
     """Option C: a 1x1 convolution and a norm in every block."""
     x = conv(branch.shape[-1], 1, stride, dtype=dtype, name="downsample_conv")(x)
-    return branch + norm(name="downsample_bn")(x)
+    return norm(name="downsample_bn")(x), branch
 
 
 def projection_where_shapes_differ_shortcut(x, branch, stride, norm, dtype):
     """Option B: identity; a projection where shapes differ."""
     if stride == 1 and x.shape == branch.shape:
-        return branch + x
+        return x, branch
     return projection_shortcut(x, branch, stride, norm, dtype)
 
 

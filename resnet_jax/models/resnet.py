@@ -13,30 +13,16 @@ from resnet_jax.models import layers
 from resnet_jax.models.layers import conv
 
 
-class BasicBlock(nn.Module):
-    """Two 3x3 convolutions (Figure 5 left). `width` is the number of channels, inside and out."""
+class Block(nn.Module):
+    """What all blocks have: a branch, and a shortcut that it is added to.
 
-    width: int
-    stride: int
-    shortcut: Callable
-    norm: Callable
-    last_scale_init: Callable
-    dtype: jnp.dtype
-
-    @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        y = conv(self.width, 3, self.stride, dtype=self.dtype, name="conv1")(x)
-        y = nn.relu(self.norm(name="bn1")(y))
-        y = conv(self.width, 3, dtype=self.dtype, name="conv2")(y)
-        y = self.norm(name="bn2", scale_init=self.last_scale_init)(y)
-        return nn.relu(self.shortcut(x, y, self.stride, self.norm, self.dtype))
-
-
-class BottleneckBlock(nn.Module):
-    """1x1 to `width` channels, 3x3, 1x1 to four times `width` (Figure 5 right).
-
-    The stride is on the 3x3 convolution (`stride_on_first=False`, "v1.5": torchvision, fb.resnet.torch) or on the
-    first 1x1 convolution (the paper and its Caffe release, "v1").
+    Attributes:
+      width: number of channels inside.
+      stride: of the block.
+      shortcut: one of the functions in `layers.SHORTCUTS`.
+      norm: function like `layers.batch_norm`.
+      last_scale_init: initialiser of the scale of the branch's last norm.
+      dtype: of the computation.
     """
 
     width: int
@@ -45,6 +31,35 @@ class BottleneckBlock(nn.Module):
     norm: Callable
     last_scale_init: Callable
     dtype: jnp.dtype
+
+    def joined(self, x: jax.Array, branch: jax.Array) -> jax.Array:
+        """The sum of shortcut and branch; both can be looked at in the collection "addends"."""
+        skip, branch = self.shortcut(x, branch, self.stride, self.norm, self.dtype)
+        if not self.is_initializing():  # where every collection is kept
+            self.sow("addends", "skip", skip)
+            self.sow("addends", "branch", branch)
+        return skip + branch
+
+
+class BasicBlock(Block):
+    """Two 3x3 convolutions (Figure 5 left), `width` channels inside and out."""
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        y = conv(self.width, 3, self.stride, dtype=self.dtype, name="conv1")(x)
+        y = nn.relu(self.norm(name="bn1")(y))
+        y = conv(self.width, 3, dtype=self.dtype, name="conv2")(y)
+        y = self.norm(name="bn2", scale_init=self.last_scale_init)(y)
+        return nn.relu(self.joined(x, y))
+
+
+class BottleneckBlock(Block):
+    """1x1 to `width` channels, 3x3, 1x1 to four times `width` (Figure 5 right).
+
+    The stride is on the 3x3 convolution (`stride_on_first=False`, "v1.5": torchvision, fb.resnet.torch) or on the
+    first 1x1 convolution (the paper and its Caffe release, "v1").
+    """
+
     stride_on_first: bool = False
 
     @nn.compact
@@ -56,7 +71,7 @@ class BottleneckBlock(nn.Module):
         y = nn.relu(self.norm(name="bn2")(y))
         y = conv(4 * self.width, 1, dtype=self.dtype, name="conv3")(y)
         y = self.norm(name="bn3", scale_init=self.last_scale_init)(y)
-        return nn.relu(self.shortcut(x, y, self.stride, self.norm, self.dtype))
+        return nn.relu(self.joined(x, y))
 
 
 BottleneckBlockV1 = functools.partial(BottleneckBlock, stride_on_first=True)
