@@ -14,22 +14,26 @@ from resnet_jax.models.profile import Layer, profile, totals
 
 def published_parameters(name: str) -> tuple[int, str] | None:
     """(trainable parameters, source) published for a model, or None."""
+    timm_name = name.replace("preact_resnet", "resnetv2_")
     for source, counts in _published()["parameter_counts"].items():
         if name in counts:
             return counts[name], source
+        if timm_name in counts:
+            return counts[timm_name], f"{source}, as {timm_name}"
     return None
 
 
 def published_multiply_adds(name: str) -> tuple[float, str] | None:
     """(multiply-adds for one 224x224 image, source) published for a model, or None.
 
-    The paper's Table 1 has the stride on the first 1x1 convolution (our `_v1` nets), torchvision on the 3x3.
+    The paper's Table 1 has the stride on the first 1x1 convolution (our `_v1` nets), torchvision on the 3x3. The paper
+    gives two VGG nets too, which cost the same with a norm.
     """
     paper, torchvision = _published()["multiply_adds_224"].items()
     if name in torchvision[1]:
         return torchvision[1][name], torchvision[0]
-    depth = name.removeprefix("plain").removeprefix("resnet").removesuffix("_v1")
-    return (paper[1][depth], paper[0]) if depth in paper[1] else None
+    key = name.removeprefix("plain").removeprefix("resnet").removesuffix("_v1").removesuffix("_bn")
+    return (paper[1][key], paper[0]) if key in paper[1] else None
 
 
 def _published() -> dict:

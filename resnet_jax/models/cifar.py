@@ -1,24 +1,34 @@
-"""The 6n+2 layer nets for small images (He et al. 2015, section 4.2): three stages of n basic blocks, 16 channels."""
+"""The nets for small images: three stages of n blocks, 16 channels at first.
+
+6n+2 layers in basic blocks: He et al. 2015, section 4.2. 9n+2 layers in bottlenecks: He et al. 2016, section 5, whose
+projections (option B) stand where shapes differ. The stride of a bottleneck is on its 3x3 convolution, as in all our
+nets (the code released for ResNet-1001 has it on the first 1x1).
+"""
 
 import functools
 
 from resnet_jax.models import layers
-from resnet_jax.models.resnet import BasicBlock, ResNet
+from resnet_jax.models.resnet import V1_BASIC, V1_BOTTLENECK, V2_BASIC, V2_BOTTLENECK, ResNet
 
 
-def _cifar_net(depth, shortcut):
-    blocks = (depth - 2) // 6
+def _cifar_net(n, blocks, shortcut):
     return functools.partial(
-        ResNet,
-        stage_sizes=(blocks, blocks, blocks),
-        block=BasicBlock,
-        stem=layers.SMALL_IMAGE_STEM,
-        shortcut=shortcut,
-        width=16,
+        ResNet, stage_sizes=(n, n, n), stem=layers.SMALL_IMAGE_STEM, shortcut=shortcut, width=16, **blocks
     )
 
 
+def _basic_net(depth, blocks=V1_BASIC, shortcut=layers.SHORTCUTS["A"]):
+    return _cifar_net((depth - 2) // 6, blocks, shortcut)
+
+
+def _bottleneck_net(depth, blocks):
+    return _cifar_net((depth - 2) // 9, blocks, layers.SHORTCUTS["B"])
+
+
 CIFAR_MODELS = {
-    **{f"resnet{depth}": _cifar_net(depth, layers.zero_pad_shortcut) for depth in (20, 32, 44, 56, 110, 1202)},
-    **{f"plain{depth}": _cifar_net(depth, layers.no_shortcut) for depth in (20, 32, 44, 56, 110)},
+    **{f"resnet{depth}": _basic_net(depth) for depth in (20, 32, 44, 56, 110, 1202)},
+    **{f"resnet{depth}": _bottleneck_net(depth, V1_BOTTLENECK) for depth in (164, 1001)},
+    "preact_resnet110": _basic_net(110, V2_BASIC),
+    **{f"preact_resnet{depth}": _bottleneck_net(depth, V2_BOTTLENECK) for depth in (164, 1001)},
+    **{f"plain{depth}": _basic_net(depth, shortcut=layers.no_shortcut) for depth in (20, 32, 44, 56, 110)},
 }

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 @dataclasses.dataclass(frozen=True)
 class Layer:
-    """One convolution, norm or dense layer.
+    """One module with parameters of its own: a convolution, a norm, a dense layer.
 
     Attributes:
       name: path of its parameters.
@@ -34,8 +34,10 @@ def profile(model: nn.Module, image_shape: tuple[int, int, int]) -> list[Layer]:
     def record(call, args, kwargs, context):
         output = call(*args, **kwargs)
         module = context.module
-        if context.method_name == "__call__" and isinstance(module, (nn.Conv, nn.Dense, nn.BatchNorm)):
-            layers.append(_describe(module, output))
+        if context.method_name == "__call__":
+            params = {name: p for name, p in module.variables.get("params", {}).items() if isinstance(p, jax.Array)}
+            if params:
+                layers.append(_describe(module.path, params, output))
         return output
 
     images = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
@@ -51,14 +53,21 @@ def totals(layers: list[Layer]) -> tuple[int, int, int]:
     )
 
 
-def _describe(module: nn.Module, output: jax.Array) -> Layer:
-    params = module.variables["params"]
+def _describe(path: tuple[str, ...], params: dict[str, jax.Array], output: jax.Array) -> Layer:
     shape = output.shape[1:]
     outputs_per_channel = math.prod(shape[:-1])  # each uses every weight of the kernel once
     return Layer(
-        name="/".join(module.path),
+        name="/".join(path),
         output_shape=shape,
-        parameters=sum(p.size for p in jax.tree.leaves(params)),
+        parameters=sum(p.size for p in params.values()),
         multiply_adds=params["kernel"].size * outputs_per_channel if "kernel" in params else 0,
         activation_bytes=output.size * output.dtype.itemsize,
+    )
+
+
+def depth(layers: list[Layer]) -> int:
+    """The number in a net's name: layers with a kernel, without those of the shortcuts."""
+    return sum(
+        layer.multiply_adds > 0 and not layer.name.split("/")[-1].startswith(("downsample_", "gate"))
+        for layer in layers
     )

@@ -1,4 +1,4 @@
-"""Residual networks (He et al. 2015, arXiv:1512.03385) and their plain twins."""
+"""Residual networks: v1 (He et al. 2015, arXiv:1512.03385), v2 (He et al. 2016, arXiv:1603.05027), plain twins."""
 
 import functools
 import warnings
@@ -8,7 +8,6 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from resnet_jax.errors import UserError
 from resnet_jax.models import layers
 from resnet_jax.models.layers import conv
 
@@ -20,8 +19,8 @@ class Block(nn.Module):
       width: number of channels inside.
       stride: of the block.
       shortcut: one of the functions in `layers.SHORTCUTS`.
-      norm: function like `layers.batch_norm`.
-      last_scale_init: initialiser of the scale of the branch's last norm.
+      norm: one of the functions in `layers.NORMS`.
+      zero_init: start the branch at zero.
       dtype: of the computation.
     """
 
@@ -29,12 +28,22 @@ class Block(nn.Module):
     stride: int
     shortcut: Callable
     norm: Callable
-    last_scale_init: Callable
+    zero_init: bool
     dtype: jnp.dtype
+
+    @property
+    def last_scale_init(self) -> Callable:
+        """Initialiser of the scale of the branch's last norm, in blocks whose branch ends with one."""
+        return nn.initializers.zeros if self.zero_init else nn.initializers.ones
+
+    @property
+    def shortcut_norm(self) -> Callable:
+        """The norm after a projection on the shortcut."""
+        return self.norm
 
     def joined(self, x: jax.Array, branch: jax.Array) -> jax.Array:
         """The sum of shortcut and branch; both can be looked at in the collection "addends"."""
-        skip, branch = self.shortcut(x, branch, self.stride, self.norm, self.dtype)
+        skip, branch = self.shortcut(x, branch, self.stride, self.shortcut_norm, self.dtype)
         if not self.is_initializing():  # where every collection is kept
             self.sow("addends", "skip", skip)
             self.sow("addends", "branch", branch)
@@ -77,6 +86,59 @@ class BottleneckBlock(Block):
 BottleneckBlockV1 = functools.partial(BottleneckBlock, stride_on_first=True)
 
 
+class PreActBlock(Block):
+    """What the blocks of He et al. 2016 (Figure 4e) have: norm and ReLU stand before the convolutions.
+
+    As in the released code, a block that changes the shape gives its shortcut the activated input and projects by
+    the convolution alone; every other block gives it the raw input.
+
+    Attributes:
+      preactivation: `layers.norm_and_relu`, or `layers.no_activation` for the first block, whose input has been
+        activated by the stem (appendix: "right after conv1 and before splitting into two paths").
+    """
+
+    preactivation: Callable = layers.norm_and_relu
+
+    @property
+    def shortcut_norm(self) -> Callable:
+        return layers.identity_norm
+
+    @property
+    def last_kernel_init(self) -> Callable:
+        """Initialiser of the last convolution, which ends the branch.
+
+        With `zero_init` it is the kernel that starts at zero. A zero scale in the norm before it would start the
+        branch at zero too, and leave it there: behind a ReLU of zeros neither scale, shift nor kernel has a gradient.
+        """
+        return nn.initializers.zeros if self.zero_init else layers.he_normal_fan_out
+
+
+class PreActBasicBlock(PreActBlock):
+    """Two 3x3 convolutions, `width` channels inside and out."""
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        activated = self.preactivation(x, self.norm, "bn1")
+        y = conv(self.width, 3, self.stride, dtype=self.dtype, name="conv1")(activated)
+        y = nn.relu(self.norm(name="bn2")(y))
+        y = conv(self.width, 3, dtype=self.dtype, kernel_init=self.last_kernel_init, name="conv2")(y)
+        return self.joined(x if x.shape == y.shape else activated, y)
+
+
+class PreActBottleneckBlock(PreActBlock):
+    """1x1 to `width` channels, 3x3 with the stride, 1x1 to four times `width`."""
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        activated = self.preactivation(x, self.norm, "bn1")
+        y = conv(self.width, 1, dtype=self.dtype, name="conv1")(activated)
+        y = nn.relu(self.norm(name="bn2")(y))
+        y = conv(self.width, 3, self.stride, dtype=self.dtype, name="conv2")(y)
+        y = nn.relu(self.norm(name="bn3")(y))
+        y = conv(4 * self.width, 1, dtype=self.dtype, kernel_init=self.last_kernel_init, name="conv3")(y)
+        return self.joined(x if x.shape == y.shape else activated, y)
+
+
 class ResNet(nn.Module):
     """A stem, stages of blocks, global average pooling and a linear head.
 
@@ -84,12 +146,14 @@ class ResNet(nn.Module):
       num_classes: size of the logits.
       stage_sizes: blocks per stage; every stage after the first halves the image and doubles the width.
       block: block class.
+      first_block: class of the very first block, where it is another.
+      last_activation: `layers.no_activation`, or `layers.norm_and_relu` after the last block of pre-activation nets.
       stem: `layers.IMAGENET_STEM` or `layers.SMALL_IMAGE_STEM`.
       shortcut: one of the functions in `layers.SHORTCUTS`.
       width: channels of the stem and the (inner) width of the first stage.
-      norm: function like `layers.batch_norm`.
-      zero_init_last_scale: start the last norm scale of each block at zero, so that blocks begin as the identity
-        (Goyal et al. 2017, section 5.1).
+      norm: one of the functions in `layers.NORMS`.
+      zero_init_last_scale: start each branch at zero, so that blocks begin as the identity: by the scale of its last
+        norm (Goyal et al. 2017, section 5.1), in pre-activation blocks by its last kernel.
       dtype: of the computation. Parameters and batch statistics are float32 always.
     """
 
@@ -99,7 +163,9 @@ class ResNet(nn.Module):
     stem: layers.Stem
     shortcut: Callable
     width: int = 64
-    norm: Callable[..., nn.Module] = layers.batch_norm
+    first_block: Callable[..., nn.Module] | None = None
+    last_activation: Callable = layers.no_activation
+    norm: Callable = layers.batch_norm
     zero_init_last_scale: bool = False
     dtype: jnp.dtype = jnp.float32
 
@@ -125,45 +191,32 @@ class ResNet(nn.Module):
         Raises:
           UserError: images of another rank, dtype or number of channels, or too small for the strides.
         """
-        check_images(images, self.smallest_image)
+        advice = "the stem for small images (model.stem=small) or larger images (data.image_size)"
+        layers.check_images(images, self.smallest_image, advice)
         warn_if_stem_disagrees(self.stem, images.shape)
         norm = functools.partial(self.norm, train=train, dtype=self.dtype)
-        scale_init = nn.initializers.zeros if self.zero_init_last_scale else nn.initializers.ones
         activations = {}
 
         x = images.astype(self.dtype)
         x = activations["stem"] = self.stem.layers(x, self.width, norm, self.dtype)
+        block = self.first_block or self.block
         for stage, blocks in enumerate(self.stage_sizes, start=1):
             for index in range(1, blocks + 1):
-                x = self.block(
+                x = block(
                     width=self.width * 2 ** (stage - 1),
                     stride=2 if stage > 1 and index == 1 else 1,
                     shortcut=self.shortcut,
                     norm=norm,
-                    last_scale_init=scale_init,
+                    zero_init=self.zero_init_last_scale,
                     dtype=self.dtype,
                     name=f"stage{stage}_block{index}",
                 )(x)
+                block = self.block
             activations[f"stage{stage}"] = x
+        x = self.last_activation(x, norm, "bn_last")
         x = activations["pre_logits"] = jnp.mean(x, axis=(1, 2), dtype=jnp.float32)
         logits = activations["logits"] = nn.Dense(self.num_classes, dtype=jnp.float32, name="fc")(x)
         return (logits, activations) if features else logits
-
-
-def check_images(images: jax.Array, smallest: int) -> None:
-    """Raise `UserError` unless `images` is a float batch (B, H, W, 1 or 3) of at least `smallest` pixels a side."""
-    if images.ndim != 4 or images.shape[-1] not in (1, 3):
-        raise UserError(
-            f"images: expected (batch, height, width, channels) with 1 or 3 channels, found shape {images.shape}"
-        )
-    if not jnp.issubdtype(images.dtype, jnp.floating):
-        raise UserError(f"images: expected normalised floating point, found {images.dtype}; see resnet_jax.load_data")
-    if min(images.shape[1:3]) < smallest:
-        raise UserError(
-            f"images: {images.shape[1]}x{images.shape[2]} is too small for this model's strides; the smallest is "
-            f"{smallest}x{smallest}. Try the stem for small images (model.stem=small) or larger images "
-            "(data.image_size)"
-        )
 
 
 def warn_if_stem_disagrees(stem: layers.Stem, images_shape: tuple[int, ...]) -> None:
@@ -183,27 +236,47 @@ def warn_if_stem_disagrees(stem: layers.Stem, images_shape: tuple[int, ...]) -> 
         )
 
 
-def _imagenet_net(stage_sizes, block, shortcut=layers.SHORTCUTS["B"]):
+V1_BASIC = {"block": BasicBlock}
+V1_BOTTLENECK = {"block": BottleneckBlock}
+V2_BASIC = {
+    "block": PreActBasicBlock,
+    "first_block": functools.partial(PreActBasicBlock, preactivation=layers.no_activation),
+    "last_activation": layers.norm_and_relu,
+}
+V2_BOTTLENECK = {
+    "block": PreActBottleneckBlock,
+    "first_block": functools.partial(PreActBottleneckBlock, preactivation=layers.no_activation),
+    "last_activation": layers.norm_and_relu,
+}
+
+
+def _imagenet_net(stage_sizes, blocks, shortcut=layers.SHORTCUTS["B"]):
     return functools.partial(
-        ResNet, stage_sizes=stage_sizes, block=block, stem=layers.IMAGENET_STEM, shortcut=shortcut, width=64
+        ResNet, stage_sizes=stage_sizes, stem=layers.IMAGENET_STEM, shortcut=shortcut, width=64, **blocks
     )
 
 
 # Table 1 of the paper; 200 from He et al. 2016 (arXiv:1603.05027). Basic blocks have no 1x1 convolution that could
 # take the stride: resnet18_v1 and resnet34_v1 are resnet18 and resnet34.
 IMAGENET_MODELS = {
-    "resnet18": _imagenet_net((2, 2, 2, 2), BasicBlock),
-    "resnet34": _imagenet_net((3, 4, 6, 3), BasicBlock),
-    "resnet50": _imagenet_net((3, 4, 6, 3), BottleneckBlock),
-    "resnet101": _imagenet_net((3, 4, 23, 3), BottleneckBlock),
-    "resnet152": _imagenet_net((3, 8, 36, 3), BottleneckBlock),
-    "resnet200": _imagenet_net((3, 24, 36, 3), BottleneckBlock),
-    "resnet18_v1": _imagenet_net((2, 2, 2, 2), BasicBlock),
-    "resnet34_v1": _imagenet_net((3, 4, 6, 3), BasicBlock),
-    "resnet50_v1": _imagenet_net((3, 4, 6, 3), BottleneckBlockV1),
-    "resnet101_v1": _imagenet_net((3, 4, 23, 3), BottleneckBlockV1),
-    "resnet152_v1": _imagenet_net((3, 8, 36, 3), BottleneckBlockV1),
-    "resnet200_v1": _imagenet_net((3, 24, 36, 3), BottleneckBlockV1),
-    "plain18": _imagenet_net((2, 2, 2, 2), BasicBlock, layers.no_shortcut),
-    "plain34": _imagenet_net((3, 4, 6, 3), BasicBlock, layers.no_shortcut),
+    "resnet18": _imagenet_net((2, 2, 2, 2), V1_BASIC),
+    "resnet34": _imagenet_net((3, 4, 6, 3), V1_BASIC),
+    "resnet50": _imagenet_net((3, 4, 6, 3), V1_BOTTLENECK),
+    "resnet101": _imagenet_net((3, 4, 23, 3), V1_BOTTLENECK),
+    "resnet152": _imagenet_net((3, 8, 36, 3), V1_BOTTLENECK),
+    "resnet200": _imagenet_net((3, 24, 36, 3), V1_BOTTLENECK),
+    "resnet18_v1": _imagenet_net((2, 2, 2, 2), V1_BASIC),
+    "resnet34_v1": _imagenet_net((3, 4, 6, 3), V1_BASIC),
+    "resnet50_v1": _imagenet_net((3, 4, 6, 3), {"block": BottleneckBlockV1}),
+    "resnet101_v1": _imagenet_net((3, 4, 23, 3), {"block": BottleneckBlockV1}),
+    "resnet152_v1": _imagenet_net((3, 8, 36, 3), {"block": BottleneckBlockV1}),
+    "resnet200_v1": _imagenet_net((3, 24, 36, 3), {"block": BottleneckBlockV1}),
+    "preact_resnet18": _imagenet_net((2, 2, 2, 2), V2_BASIC),
+    "preact_resnet34": _imagenet_net((3, 4, 6, 3), V2_BASIC),
+    "preact_resnet50": _imagenet_net((3, 4, 6, 3), V2_BOTTLENECK),
+    "preact_resnet101": _imagenet_net((3, 4, 23, 3), V2_BOTTLENECK),
+    "preact_resnet152": _imagenet_net((3, 8, 36, 3), V2_BOTTLENECK),
+    "preact_resnet200": _imagenet_net((3, 24, 36, 3), V2_BOTTLENECK),
+    "plain18": _imagenet_net((2, 2, 2, 2), V1_BASIC, layers.no_shortcut),
+    "plain34": _imagenet_net((3, 4, 6, 3), V1_BASIC, layers.no_shortcut),
 }
