@@ -30,6 +30,34 @@ def test_the_command_shows_the_published_value_beside_ours(capsys):
     assert "4,090,000,000" not in capsys.readouterr().out  # published for 224
 
 
+@pytest.mark.parametrize(
+    ("name", "published"),
+    [
+        ("vgg16", ("138,357,544", "15,300,000,000")),
+        ("vgg16_bn", ("138,365,992", "15,300,000,000")),
+        ("preact_resnet50", ("25,549,352", "resnetv2_50")),
+        ("preact_resnet164", ("one 32x32x3 image", "1,703,258")),
+    ],
+)
+def test_relatives_are_shown_with_what_is_published_of_them(name, published, capsys):
+    summary.main([name])
+    screen = capsys.readouterr().out
+    for text in published:
+        assert text in screen
+
+
+def test_shortcuts_with_parameters_have_lines_of_their_own():
+    layers = {}
+    for shortcut in ("highway", "skipinit"):
+        model = create_model("preact_resnet164", num_classes=10, shortcut=shortcut, norm="none", stage_sizes=(1,))
+        layers |= {layer.name: layer for layer in profile(model, (32, 32, 3))}
+    assert layers["stage1_block1/gate"].parameters == 16 * 64 + 64
+    assert layers["stage1_block1/gate"].multiply_adds == 32 * 32 * 16 * 64
+    assert layers["stage1_block1/branch_scale"].parameters == 1
+    assert layers["stage1_block1/bn2"].parameters == 16
+    assert layers["stage1_block1/bn2"].multiply_adds == 0
+
+
 def test_the_table_has_a_line_for_each_layer_and_says_what_it_counts(capsys):
     summary.main(["plain20", "--table"])
     screen = capsys.readouterr().out
