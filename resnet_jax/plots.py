@@ -1,0 +1,300 @@
+"""Pictures, drawn from plain data. The only file that imports matplotlib.
+
+Colours come from a map that is ordered by luminance and readable by the colour-blind (cividis); markers say the same.
+"""
+
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import matplotlib
+
+matplotlib.use("Agg")  # files only, no screen
+import matplotlib.pyplot as plt
+import numpy as np
+
+_MARKERS = "os^DvP*X"
+_LINE_STYLES = ("-", "--", ":", "-.")
+_SPLIT_STYLES = {"train": ("C0", "-", 1.0), "validation": ("C1", "--", 2.0), "test": ("C2", "-", 2.0)}
+_MANY_PERCENT = 40  # where some net ends above this, a linear axis would press the good ones into one line
+plt.rcParams.update({"font.size": 12, "axes.grid": True, "grid.alpha": 0.3, "savefig.dpi": 130})
+
+
+class Cell(NamedTuple):
+    """Runs that differ by their seed alone.
+
+    Attributes:
+      name: in legends.
+      series: cells of a series share a panel or a line style; "" for none.
+      depth: layers; colour and marker go by it.
+    """
+
+    name: str
+    series: str
+    depth: int
+
+
+class Curve(NamedTuple):
+    """The error of a cell while it trained.
+
+    Attributes:
+      steps: (points,).
+      errors: percent, (seeds, points).
+    """
+
+    steps: np.ndarray
+    errors: np.ndarray
+
+
+class Panel(NamedTuple):
+    """Values of a cell's layers or blocks side by side.
+
+    Attributes:
+      title, xlabel, ylabel: with units.
+      values: by name of cell, (seeds, positions).
+      first: number of the first position.
+      yscale: "linear" or "log".
+    """
+
+    title: str
+    xlabel: str
+    ylabel: str
+    values: Mapping[str, np.ndarray]
+    first: int = 1
+    yscale: str = "linear"
+
+
+def plot_run(lines: Sequence[dict], target: str | pathlib.Path) -> None:
+    """Loss, accuracy and learning rate of a run against epochs.
+
+    Args:
+      lines: of its `metrics.jsonl`.
+      target: the picture.
+    """
+    figure, (loss, accuracy, rate) = plt.subplots(1, 3, figsize=(14, 4.2), layout="constrained")
+    for axes, name, scale in ((loss, "loss", 1), (accuracy, "accuracy", 100)):
+        for split, (color, style, width) in _SPLIT_STYLES.items():
+            epochs, values = _points(lines, split, name)
+            _draw(axes, epochs, values * scale, color=color, ls=style, lw=width, label=split)
+        axes.legend()
+    loss.set(title="Loss", ylabel="cross-entropy, nats", yscale="log")
+    accuracy.set(title="Accuracy", ylabel="top-1 accuracy, %")
+    rate.plot(*_points(lines, "train", "learning_rate"), color="black")
+    rate.set(title="Learning rate", ylabel="learning rate")
+    for axes in (loss, accuracy, rate):
+        axes.set_xlabel("epoch")
+    _save(figure, target)
+
+
+def plot_overlay(runs: Mapping[str, Sequence[dict]], target: str | pathlib.Path) -> None:
+    """Error and loss of any runs against epochs: thin while training, bold on the test split or the validation split.
+
+    Args:
+      runs: the lines of their `metrics.jsonl`, by the name in the legend.
+      target: the picture.
+    """
+    figure, (error, loss) = plt.subplots(1, 2, figsize=(12, 5.5), layout="constrained")
+    last_errors = []
+    for (name, lines), (color, marker) in zip(runs.items(), _colors_and_markers(len(runs)), strict=True):
+        split = evaluated_split([lines]) or "test"
+        for drawn, width in (("train", 1.0), (split, 2.5)):
+            for axes, metric in ((error, "accuracy"), (loss, "loss")):
+                epochs, values = _points(lines, drawn, metric)
+                values = 100 * (1 - values) if metric == "accuracy" else values
+                _draw(axes, epochs, values, color=color, lw=width, marker=marker, ms=3 + 1.5 * width)
+                if metric == "accuracy":
+                    last_errors += list(values[-1:])
+        error.plot([], [], color=color, lw=2.5, marker=marker, label=f"{name} (bold: {split})")
+    _scale_error_axis(error, max(last_errors))
+    error.set(title="Error (thin: training)", xlabel="epoch")
+    loss.set(title="Loss (thin: training)", xlabel="epoch", ylabel="cross-entropy, nats", yscale="log")
+    handles, labels = error.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=2)
+    _save(figure, target)
+
+
+def plot_error_curves(
+    cells: Sequence[Cell],
+    train: Mapping[str, Curve],
+    evaluated: Mapping[str, Curve],
+    split: str,
+    target: str | pathlib.Path,
+) -> None:
+    """Error against steps, a panel for each series, as in Figures 1 and 6 of He et al. 2015.
+
+    Thin: training; bold: evaluated; both the mean over seeds, with a band from the least to the greatest.
+
+    Args:
+      cells: all of a study.
+      train, evaluated: by name of cell.
+      split: that was evaluated.
+      target: the picture.
+    """
+    series = list(dict.fromkeys(cell.series for cell in cells))
+    columns = min(len(series), 2)
+    rows = -(-len(series) // columns)
+    size = (6.5 * columns + 0.5, 5.8 * rows)
+    figure, grid = plt.subplots(rows, columns, figsize=size, sharey=True, squeeze=False, layout="constrained")
+    styles = _cell_styles(cells)
+    for axes, title in zip(grid.flat, series, strict=False):
+        for name in (cell.name for cell in cells if cell.series == title):
+            color, marker, _ = styles[name]
+            for curves, width in ((train, 0.9), (evaluated, 2.6)):
+                if name in curves:
+                    steps, errors = curves[name]
+                    label = name if curves is evaluated or name not in evaluated else None
+                    _draw(
+                        axes,
+                        steps,
+                        errors.mean(axis=0),
+                        color=color,
+                        lw=width,
+                        marker=marker,
+                        ms=3 + 1.5 * width,
+                        label=label,
+                    )
+                    axes.fill_between(steps, errors.min(axis=0), errors.max(axis=0), color=color, alpha=0.15, lw=0)
+        axes.plot([], [], color="black", lw=0.9, label="training")
+        if evaluated:
+            axes.plot([], [], color="black", lw=2.6, label=split)
+        axes.set(title=title, xlabel="step")
+        axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=3, fontsize=11)
+    for axes in grid.flat[len(series) :]:
+        axes.remove()
+    _scale_error_axis(
+        grid[0, 0], max(curve.errors.mean(axis=0)[-1] for c in (train, evaluated) for curve in c.values())
+    )
+    _save(figure, target)
+
+
+def plot_final_errors(
+    cells: Sequence[Cell], errors: Mapping[str, Mapping[str, np.ndarray]], target: str | pathlib.Path
+) -> None:
+    """Error at the end against depth, a line for each series: mean and standard deviation over seeds; dots are seeds.
+
+    Args:
+      cells: those with a series.
+      errors: percent, (seeds,) by title of panel and name of cell.
+      target: the picture.
+    """
+    figure, panels = plt.subplots(
+        1, len(errors), figsize=(6.5 * len(errors), 4.8), sharey=True, squeeze=False, layout="constrained"
+    )
+    series = list(dict.fromkeys(cell.series for cell in cells))
+    ticks = sorted({cell.depth for cell in cells})
+    beside = (ticks[-1] / ticks[0]) ** 0.02  # the bar, by 2% of the logarithmic axis
+    for axes, (title, by_cell) in zip(panels.flat, errors.items(), strict=True):
+        for index, (name, (color, marker)) in enumerate(zip(series, _colors_and_markers(len(series)), strict=True)):
+            own = sorted((cell for cell in cells if cell.series == name), key=lambda cell: cell.depth)
+            depths = [cell.depth for cell in own]
+            values = [by_cell[cell.name] for cell in own]
+            axes.errorbar(
+                depths,
+                [seeds.mean() for seeds in values],
+                [seeds.std(ddof=1) if len(seeds) > 1 else 0 for seeds in values],
+                color=color,
+                marker=marker,
+                ls=_LINE_STYLES[index % len(_LINE_STYLES)],
+                capsize=5,
+                label=name,
+            )
+            for depth, seeds in zip(depths, values, strict=True):
+                axes.plot([depth * beside] * len(seeds), seeds, ".", color=color, ms=5)
+        axes.set(title=title, xlabel="depth, layers", xscale="log")
+        axes.set_xticks(ticks, [str(depth) for depth in ticks])
+        axes.minorticks_off()
+        axes.legend()
+    _scale_error_axis(panels[0, 0], max(seeds.max() for by_cell in errors.values() for seeds in by_cell.values()))
+    _save(figure, target)
+
+
+def plot_layers(cells: Sequence[Cell], panels: Sequence[Panel], target: str | pathlib.Path) -> None:
+    """Values of layers or blocks against their position, panels side by side, the mean over seeds for each cell.
+
+    Args:
+      cells: all of a study.
+      panels: what to draw.
+      target: the picture.
+    """
+    figure, grid = plt.subplots(1, len(panels), figsize=(6.5 * len(panels), 5.8), squeeze=False, layout="constrained")
+    styles = _cell_styles(cells)
+    drawn = {}
+    for axes, panel in zip(grid.flat, panels, strict=True):
+        for cell in cells:
+            if cell.name in panel.values:
+                mean = panel.values[cell.name].mean(axis=0)
+                color, marker, line_style = styles[cell.name]
+                every = max(1, len(mean) // 8)
+                (drawn[cell.name],) = axes.plot(
+                    range(panel.first, panel.first + len(mean)),
+                    mean,
+                    color=color,
+                    ls=line_style,
+                    marker=marker,
+                    ms=5,
+                    markevery=every,
+                    lw=1.4,
+                )
+        axes.set(title=panel.title, xlabel=panel.xlabel, ylabel=panel.ylabel, yscale=panel.yscale)
+    names = [cell.name for cell in cells if cell.name in drawn]
+    figure.legend([drawn[name] for name in names], names, loc="outside lower center", ncols=4, handlelength=3.5)
+    _save(figure, target)
+
+
+def evaluated_split(runs: Sequence[Sequence[dict]]) -> str | None:
+    """The split that has a curve in all these runs, "test" before "validation", or None."""
+    for split in ("test", "validation"):
+        if runs and all(sum(line["split"] == split for line in lines) > 2 for lines in runs):
+            return split
+    return None
+
+
+def _points(lines, split, name):
+    own = [line for line in lines if line["split"] == split]
+    return np.array([line["epoch"] for line in own]), np.array([line[name] for line in own])
+
+
+def _draw(axes, x, y, **style):
+    """A curve; up to two points stand alone."""
+    if len(x) > 2:
+        axes.plot(x, y, markevery=max(1, len(x) // 8), **style)
+    elif len(x):
+        axes.plot(x, y, **{"marker": "o", "ms": 8, **style, "ls": "none"})
+
+
+def _cell_styles(cells):
+    """(colour, marker, line style) by name: the first two by depth, alike in all series; the last by series."""
+    keys = {}
+    for cell in cells:  # cells of one depth in one series are told apart by their order
+        twins = sum(other == (cell.series, cell.depth) for other, _ in keys.values())
+        keys[cell.name] = ((cell.series, cell.depth), twins)
+    ranks = sorted({(depth, twin) for (_, depth), twin in keys.values()})
+    looks = dict(zip(ranks, _colors_and_markers(len(ranks)), strict=True))
+    series = list(dict.fromkeys(cell.series for cell in cells))
+    return {
+        name: (*looks[depth, twin], _LINE_STYLES[series.index(own) % len(_LINE_STYLES)])
+        for name, ((own, depth), twin) in keys.items()
+    }
+
+
+def _colors_and_markers(count):
+    shades = np.linspace(0, 0.8, count)  # its last fifth is too light for white paper
+    return [(matplotlib.colormaps["cividis"](x), _MARKERS[i % len(_MARKERS)]) for i, x in enumerate(shades)]
+
+
+def _scale_error_axis(axes, highest):
+    """Percent from 0 to what shows the end of the curves; the start may leave the picture, as in the paper."""
+    if highest > _MANY_PERCENT:
+        axes.set_yscale("symlog", linthresh=1)
+        axes.set_yticks([0, 1, 2, 5, 10, 20, 50, 100], ["0", "1", "2", "5", "10", "20", "50", "100"])
+        axes.set_ylim(-0.1, 100)
+        axes.set_ylabel("top-1 error, % (linear below 1)")
+        axes.minorticks_off()
+    else:
+        axes.set_ylim(0, max(1.5 * highest, 1))
+        axes.set_ylabel("top-1 error, %")
+
+
+def _save(figure, target):
+    figure.savefig(target)
+    plt.close(figure)
