@@ -42,7 +42,7 @@ def loop_seconds(config, warmup: int) -> float:
 
 def bare_seconds(run: Run, steps: int, warmup: int) -> float:
     """Seconds per step of the compiled step alone."""
-    state, feed, step = run.initial_state(), run.train_loader.feed(0), run.train_steps(1)
+    state, feed, step = run.initial_state(), run.feed(0), run.train_steps(1)
     for index in range(warmup + steps):
         if index == warmup:
             jax.block_until_ready(state)

@@ -30,14 +30,15 @@ def measure(name: str, size: int, batch: int, precision: str, blocks: int, steps
     data = {"image": images, "target": jax.nn.one_hot(jnp.arange(batch) % 1000, 1000)}
     state = jax.jit(lambda key: create_state(model, optimizer, key, images[:1], with_ema=False))(jax.random.key(0))
 
+    key = jax.random.key(1)
     start = time.perf_counter()
-    step = jax.jit(make_train_step(model, optimizer), donate_argnums=0).lower(state, data).compile()
+    step = jax.jit(make_train_step(model, optimizer), donate_argnums=0).lower(state, data, key).compile()
     compile_seconds = time.perf_counter() - start
     rates = []
     for _ in range(1 + blocks):
         start = time.perf_counter()
         for _ in range(steps):
-            state, sums = step(state, data)
+            state, sums = step(state, data, key)
         jax.block_until_ready((state, sums))
         rates.append(steps * batch / (time.perf_counter() - start))
     rates = rates[1:]  # the first block warms up

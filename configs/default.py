@@ -20,11 +20,13 @@ def get_config() -> ml_collections.ConfigDict:
     config.model = model = ml_collections.ConfigDict()
     model.name = "resnet20"  # a key of resnet_jax.models.MODELS
     model.num_classes = placeholder(int)  # default: what the data have; a check if given
-    model.shortcut = placeholder(str)  # none, A, B or C; default: the model's own
+    model.shortcut = placeholder(str)  # none, A, B, C, highway or skipinit; default: the model's own
     model.stem = placeholder(str)  # imagenet or small; default: the model's own
     model.zero_init_last_scale = False  # residual blocks begin as the identity
 
     config.norm = norm = ml_collections.ConfigDict()
+    norm.name = "batch"  # batch, group or none (a learned shift alone)
+    norm.groups = 32  # of group norm; must divide every number of channels
     norm.scope = "local"  # batch statistics over one device (local), all (global) or groups of devices (group)
     norm.group_size = 1  # devices per group
     norm.momentum = 0.9  # share of the old running value kept at each step
@@ -85,6 +87,13 @@ def get_config() -> ml_collections.ConfigDict:
     config.eval = evaluation = ml_collections.ConfigDict()
     evaluation.batch_size = 1000  # global; rounded up to a multiple of the devices
     evaluation.every_epochs = 1.0  # evaluate on the validation split and save a checkpoint
+
+    evaluation.test_curve = False  # score the test split too, for its curve alone: it chooses nothing
+
+    config.measure = measure = ml_collections.ConfigDict()
+    measure.layers = False  # every log.every_steps: responses, gradients, branches and norm scales of each block
+    measure.lesions = False  # after training: accuracy without each block, and with neighbours swapped
+    measure.precise_statistics = False  # after training: accuracy with exact batch statistics of the training set
 
     config.checkpoint = checkpoint = ml_collections.ConfigDict()
     checkpoint.keep = 2  # the last so many, and the best

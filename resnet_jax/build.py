@@ -16,7 +16,8 @@ from resnet_jax.data.order import steps_for_epochs
 from resnet_jax.data.sources import Examples, load_splits
 from resnet_jax.metrics import add_sums
 from resnet_jax.models import create_model
-from resnet_jax.models.layers import batch_norm
+from resnet_jax.models.layers import NORMS
+from resnet_jax.models.profile import Layer, profile
 from resnet_jax.models.resnet import ResNet
 from resnet_jax.optim import make_optimizer, make_schedule
 from resnet_jax.parallel import DataParallel
@@ -24,17 +25,22 @@ from resnet_jax.step import TrainState, create_state, make_eval_step, make_train
 from resnet_jax.validate import check_config, check_devices, check_warmup
 
 
-def build_model(config: ml_collections.ConfigDict, **batch_statistics_axis) -> ResNet:
-    """The model of a config; without an axis, batch statistics are those of the images it is called with."""
-    chosen = {key: config.model[key] for key in ("shortcut", "stem") if config.model[key] is not None}
+def build_model(config: ml_collections.ConfigDict, **batch_norm_settings) -> ResNet:
+    """The model of a config, its batch norms (if any) with other settings than the config's on demand.
+
+    Without an axis, batch statistics are those of the images that the model is called with.
+    """
+    chosen = {key: config.model[key] for key in ("shortcut", "stem", "zero_init_last_scale") if config.model[key]}
+    norm_settings = {
+        "batch": {"momentum": config.norm.momentum, "epsilon": config.norm.epsilon, **batch_norm_settings},
+        "group": {"groups": config.norm.groups, "epsilon": config.norm.epsilon},
+        "none": {},
+    }
     return create_model(
         config.model.name,
         num_classes=DATASETS[config.data.name].num_classes,
         dtype=jnp.dtype(config.precision),
-        norm=functools.partial(
-            batch_norm, momentum=config.norm.momentum, epsilon=config.norm.epsilon, **batch_statistics_axis
-        ),
-        zero_init_last_scale=config.model.zero_init_last_scale,
+        norm=functools.partial(NORMS[config.norm.name], **norm_settings[config.norm.name]),
         **chosen,
     )
 
@@ -111,16 +117,17 @@ class Run:
         check_warmup(config, self.warmup_steps, self.num_steps)
         scale = config.train.batch_size / 256 if config.optim.lr_scaling == "linear" else 1.0
         self.peak_lr = config.optim.lr * scale
-        self.schedule = self._build_schedule()
-        self._optimizer = self._build_optimizer()
-        self._order_key, self._init_key, self._augment_key = jax.random.split(jax.random.key(config.seed), 3)
-        self.state_shapes = jax.eval_shape(self._create_state)  # refuses a weight decay mask that matches nothing
+        self.schedule = self._build_schedule(self.peak_lr)
+        self.order_key, self._init_key, step_key = jax.random.split(jax.random.key(config.seed), 3)
+        self._step_key_data = np.asarray(jax.random.key_data(step_key))
+        # Refuses a weight decay mask that matches nothing.
+        self.state_shapes = jax.eval_shape(self._create_state, self._init_key)
 
-    def _build_schedule(self):
+    def _build_schedule(self, peak_lr):
         optim = self.config.optim
         return make_schedule(
             optim.schedule,
-            self.peak_lr,
+            peak_lr,
             self.num_steps,
             warmup_steps=self.warmup_steps,
             warmup_shape=optim.warmup_shape,
@@ -132,11 +139,11 @@ class Run:
             peak_at=optim.peak_at,
         )
 
-    def _build_optimizer(self):
+    def _build_optimizer(self, peak_lr):
         optim = self.config.optim
         return make_optimizer(
             optim.name,
-            self.schedule,
+            self._build_schedule(peak_lr),
             momentum=optim.momentum,
             nesterov=optim.nesterov,
             b1=optim.b1,
@@ -184,19 +191,31 @@ class Run:
 
     def initial_state(self) -> TrainState:
         """The state at step 0, on every device."""
-        return self.parallel.replicate(jax.jit(self._create_state)())
+        return self.parallel.replicate(jax.jit(self._create_state)(self._init_key))
 
-    def _create_state(self) -> TrainState:
+    def _create_state(self, key: jax.Array) -> TrainState:
         images = jnp.zeros((1, *self.image_shape))
         with_ema = self.config.train.ema_decay > 0
-        return create_state(self.model, self._optimizer, self._init_key, images, with_ema)
+        return create_state(self.model, self._build_optimizer(self.peak_lr), key, images, with_ema)
+
+    def feed(self, step: int) -> dict[str, jax.Array]:
+        """What the compiled steps take besides the state, for the steps from `step` on.
+
+        Whatever differs between seeds and learning rates is in here and not in the program, which they share.
+        """
+        return {**self.train_loader.feed(step), **self.own_feed}
+
+    @property
+    def own_feed(self) -> dict[str, np.ndarray]:
+        """The part of a feed that is this run's own, and the same for every step."""
+        return {"key": self._step_key_data, "peak_lr": np.float32(self.peak_lr)}
 
     @functools.cached_property
     def train_loader(self) -> TrainLoader:
         """Batches of the training split."""
         train = self.config.train
         return TrainLoader(
-            self.splits["train"], self._order_key, train.batch_size, train.steps_per_dispatch, self.parallel.replicate
+            self.splits["train"], self.order_key, train.batch_size, train.steps_per_dispatch, self.parallel.replicate
         )
 
     @_cached_on_instance
@@ -209,24 +228,23 @@ class Run:
     @_cached_on_instance
     def train_steps(self, count: int) -> Callable:
         """The compiled function `(state, feed) -> (state, sums)` that does `count` steps; sums are (count,) each."""
-        config, loader, parallel = self.config, self.train_loader, self.parallel
-        step = make_train_step(
-            self.model,
-            self._optimizer,
-            label_smoothing=config.train.label_smoothing,
-            microbatches=config.train.microbatches,
-            ema_decay=config.train.ema_decay,
-            mean=parallel.mean,
-            sum=parallel.sum,
-        )
+        return self.parallel.compile(self.uncompiled_steps(count), donate=True)
+
+    def uncompiled_steps(self, count: int) -> Callable:
+        """What `train_steps` compiles: the work of one device (traced)."""
+        config = self.config
 
         def one_step(state, feed, ahead):
-            batch = loader.batch(feed, ahead, parallel.shard(), parallel.shards)
-            augment_key, mix_key = jax.random.split(jax.random.fold_in(self._augment_key, state.step))
-            images = augment_images(augment_key, self._prepare(batch["image"]), batch["position"], config.augment)
-            targets = jax.nn.one_hot(batch["label"], self.facts.num_classes)
-            images, targets = mix_images(mix_key, images, targets, batch["position"], config.augment)
-            return step(state, {"image": images, "target": targets})
+            step = make_train_step(
+                self.model,
+                self._build_optimizer(feed["peak_lr"]),
+                label_smoothing=config.train.label_smoothing,
+                microbatches=config.train.microbatches,
+                ema_decay=config.train.ema_decay,
+                mean=self.parallel.mean,
+                sum=self.parallel.sum,
+            )
+            return step(state, *self.train_batch(feed, ahead, state.step))
 
         def steps(state, feed):
             if count == 1:  # no loop: XLA's CPU backend runs convolutions in loops several times slower
@@ -234,7 +252,19 @@ class Run:
                 return state, jax.tree.map(lambda x: x[None], sums)
             return jax.lax.scan(lambda state, ahead: one_step(state, feed, ahead), state, jnp.arange(count))
 
-        return parallel.compile(steps, donate=True)
+        return steps
+
+    def train_batch(self, feed: dict, ahead: int | jax.Array, step: jax.Array) -> tuple[dict, jax.Array]:
+        """This device's part of an augmented batch, {"image", "target"}, and its key (traced)."""
+        shard = self.parallel.shard()
+        batch = self.train_loader.batch(feed, ahead, shard, self.parallel.shards)
+        step_key = jax.random.fold_in(jax.random.wrap_key_data(feed["key"]), step)
+        augment_key, mix_key = jax.random.split(step_key)
+        augment = self.config.augment
+        images = augment_images(augment_key, self._prepare(batch["image"]), batch["position"], augment)
+        targets = jax.nn.one_hot(batch["label"], self.facts.num_classes)
+        images, targets = mix_images(mix_key, images, targets, batch["position"], augment)
+        return {"image": images, "target": targets}, jax.random.fold_in(jax.random.fold_in(step_key, 2), shard)
 
     @_cached_on_instance
     def eval_step(self, split: str) -> Callable:
@@ -257,6 +287,11 @@ class Run:
         if total["count"] != loader.num_examples:
             raise RuntimeError(f"evaluated {total['count']} of the {loader.num_examples} examples of {split}")
         return total
+
+    @functools.cached_property
+    def layers(self) -> list[Layer]:
+        """What each layer costs, in the order of the forward pass."""
+        return profile(build_model(self.config), self.image_shape)
 
 
 def variable_shapes(model: ResNet, shape: tuple[int, int, int]) -> dict:

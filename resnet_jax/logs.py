@@ -21,18 +21,18 @@ class MetricsLog:
     Args:
       workdir: of the run.
       enabled: if False, nothing is read or written (a process that is not the main one).
-      after_step: lines of later steps, left by a run that was killed, are dropped, and
-        scores on the test split, which end a run: each is logged once.
+      after_step: lines of later steps, left by a run that was killed, are dropped (all, if it had saved none).
+      test_curve: the test split is scored all along; otherwise only at the end, and those lines are dropped too.
     """
 
-    def __init__(self, workdir: pathlib.Path, after_step: int, enabled: bool = True):
+    def __init__(self, workdir: pathlib.Path, after_step: int, enabled: bool = True, test_curve: bool = False):
         self._enabled = enabled
         self.train_scores = {}
         if not enabled:
             return
         path = workdir / "metrics.jsonl"
         lines = read_metrics(path) if path.exists() else []
-        kept = [line for line in lines if line["step"] <= after_step and line["split"] != "test"]
+        kept = [line for line in lines if 0 < after_step >= line["step"] and (test_curve or line["split"] != "test")]
         temporary = path.with_name(path.name + ".tmp")
         temporary.write_text("".join(json.dumps(line) + "\n" for line in kept))
         os.replace(temporary, path)
@@ -49,8 +49,8 @@ class MetricsLog:
             self._file.close()
             self._events.close()
 
-    def write(self, split: str, step: int, epoch: float, values: dict[str, float]) -> None:
-        """One line, on the disk when this returns."""
+    def write(self, split: str, step: int, epoch: float, values: dict[str, float | dict[str, float]]) -> None:
+        """One line, on the disk when this returns. The split is "train", "validation", "test" or "layers"."""
         if not self._enabled:
             return
         line = {"step": step, "epoch": round(epoch, 6), "split": split, **values}
@@ -58,7 +58,8 @@ class MetricsLog:
         self._file.flush()
         self._remember(line)
         for name, value in values.items():
-            self._events.add_scalar(f"{split}/{name}", value, step)
+            for part, number in value.items() if isinstance(value, dict) else [("", value)]:
+                self._events.add_scalar(f"{split}/{name}/{part}".rstrip("/"), number, step)
 
     def _remember(self, line: dict) -> None:
         if line["split"] == "train":
@@ -95,39 +96,58 @@ def read_metrics(path: str | pathlib.Path) -> list[dict]:
     return lines
 
 
-class TrainingDisplay:
-    """A progress bar on a terminal, plain lines elsewhere. A context manager."""
+def progress_bars(console: Console) -> Progress:
+    """Progress bars on a terminal, nothing elsewhere. A context manager."""
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=12),
+        TextColumn("{task.completed}/{task.total}"),
+        TextColumn("{task.fields[values]}"),
+        TimeRemainingColumn(compact=True),
+        console=console,
+        disable=not console.is_terminal,
+        refresh_per_second=4,
+    )
 
-    def __init__(self, console: Console, first_step: int, num_steps: int):
+
+class TrainingDisplay:
+    """A progress bar on a terminal, plain lines elsewhere. A context manager.
+
+    Args:
+      console: for the lines.
+      first_step, num_steps: of the run.
+      bars: where the run's bar goes, among others; None for one of its own.
+    """
+
+    def __init__(self, console: Console, first_step: int, num_steps: int, bars: Progress | None = None):
         self._console = console
         self._first_step = first_step
         self._start = time.perf_counter()
-        self._next_update = 0.0 if console.is_terminal else float("inf")
         self._num_steps = num_steps
-        self._progress = Progress(
-            BarColumn(bar_width=12),
-            TextColumn("{task.completed}/{task.total}"),
-            TextColumn("{task.fields[values]}"),
-            TimeRemainingColumn(compact=True),
-            console=console,
-            disable=not console.is_terminal,
-            refresh_per_second=4,
-        )
-        self._task = self._progress.add_task("train", total=num_steps, completed=first_step, values="compiling")
+        self._bars = bars or progress_bars(console)
+        self._owns_bars = bars is None
+        self._next_update = float("inf") if self._bars.disable else 0.0
+        self._compiling = True
+        self._task = self._bars.add_task("train", total=num_steps, completed=first_step, values="compiling")
 
     def __enter__(self) -> "TrainingDisplay":
-        self._progress.start()
+        if self._owns_bars:
+            self._bars.start()
         return self
 
     def __exit__(self, *_) -> None:
-        self._progress.stop()
+        if self._owns_bars:
+            self._bars.stop()
+        else:
+            self._bars.remove_task(self._task)
 
     def advance(self, step: int) -> None:
         """Move the bar; cheap enough for every step."""
         if time.perf_counter() > self._next_update:
-            if self._progress.tasks[0].fields["values"] == "compiling":
-                self._progress.update(self._task, values="training")
-            self._progress.update(self._task, completed=step)
+            if self._compiling:
+                self._bars.update(self._task, values="training")
+                self._compiling = False
+            self._bars.update(self._task, completed=step)
             self._next_update = time.perf_counter() + 0.2
 
     def train(self, step: int, epoch: float, values: dict[str, float]) -> None:
@@ -136,7 +156,7 @@ class TrainingDisplay:
             f"loss {values['loss']:.3g} acc {values['accuracy']:.1%} lr {values['learning_rate']:.2g} "
             f"{values['images_per_second']:,.0f} images/s"
         )
-        self._progress.update(self._task, completed=step, values=text)
+        self._bars.update(self._task, completed=step, values=text)
         if not self._console.is_terminal:
             elapsed = time.perf_counter() - self._start
             left = elapsed / (step - self._first_step) * (self._num_steps - step)

@@ -1,37 +1,48 @@
 """The story of a run, told once: ask for a batch, step, log, evaluate, save; and again."""
 
 import contextlib
+import dataclasses
 import math
 import pathlib
 import signal
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import jax
 import ml_collections
 from jax.experimental import multihost_utils
 from rich.console import Console
+from rich.progress import Progress
 
 from resnet_jax.build import Run
 from resnet_jax.checkpoint import Checkpoints
 from resnet_jax.environment import use_compilation_cache
 from resnet_jax.errors import DivergedError, InterruptedRun
-from resnet_jax.logs import MetricsLog, TrainingDisplay
+from resnet_jax.logs import MetricsLog, TrainingDisplay, read_metrics
 from resnet_jax.metrics import means
+from resnet_jax.models.profile import depth, totals
 from resnet_jax.parallel import is_main_process, join_processes
+from resnet_jax.probes import LayerProbe, probe_batch_statistics, probe_lesions
 from resnet_jax.screens import end_screen, start_screen
 from resnet_jax.step import TrainState
 from resnet_jax.window import TrainingWindow
 from resnet_jax.workdir import claim_workdir, read_result, write_json
 
 
-def train(config: ml_collections.ConfigDict, workdir: str | pathlib.Path) -> dict:
+def train(
+    config: ml_collections.ConfigDict,
+    workdir: str | pathlib.Path,
+    console: Console | None = None,
+    bars: Progress | None = None,
+) -> dict:
     """Train, or go on with the run that lies in `workdir`.
 
     Args:
       config: as from `configs/default.py`.
       workdir: where everything of the run is written.
+      console: for what people see; default: the terminal.
+      bars: where the progress bar goes, among others; default: one of its own.
 
     Returns:
       What `result.json` holds.
@@ -44,96 +55,167 @@ def train(config: ml_collections.ConfigDict, workdir: str | pathlib.Path) -> dic
     use_compilation_cache()
     if config.parallel.distributed:
         join_processes()
-    console = Console(quiet=not is_main_process())
+    console = console or Console(quiet=not is_main_process())
     run = Run(config)
     with claim_workdir(workdir, config, write=is_main_process()) as workdir:
-        return _train_in(workdir, run, console)
+        result = read_result(workdir)
+        if result and result["completed"]:
+            console.print(f"This run is complete: {workdir}", highlight=False, soft_wrap=True)
+        else:
+            with stop_requests(console) as stop_requested, open_session(run, workdir, console, bars) as session:
+                try:
+                    result = train_session(session, stop_requested)
+                except DivergedError as error:
+                    raise session.explained(error) from None
+        console.print(end_screen(result, workdir))
+    return result
 
 
-def _train_in(workdir: pathlib.Path, run: Run, console: Console) -> dict:
+def train_session(session: "Session", stop_requested: Callable[[int], bool]) -> dict:
+    """The loop itself. Returns the result."""
+    run, step, state = session.run, session.step, session.state
+    session.probe_layers(step, state)
+    while step < run.num_steps:
+        count = run.steps_in_dispatch(step)
+        with session.window.waiting_for_input():
+            feed = run.feed(step)
+        state, sums = run.train_steps(count)(state, feed)
+        step += count
+        session.window.add(step, sums)  # reads the sums of the dispatch before: the device never waits for the host
+        session.display.advance(step)
+        session.after_step(step, state, stopping=stop_requested(step))
+    return session.finish(state)
+
+
+@contextlib.contextmanager
+def open_session(
+    run: Run, workdir: pathlib.Path, console: Console, bars: Progress | None = None
+) -> Iterator["Session"]:
+    """A `Session` at the start of a run, or where its last checkpoint left it."""
     config = run.config
-    result = read_result(workdir)
-    if result and result["completed"]:
-        console.print(f"This run is complete: {workdir}", highlight=False, soft_wrap=True)
-    else:
+    with Checkpoints(workdir, config.checkpoint.keep, config.checkpoint.best_metric) as checkpoints:
+        console.print(start_screen(run, workdir))
+        state, step, window = _start_or_resume(run, checkpoints, console)
         with (
-            _stop_requests(console) as stop_requested,
-            Checkpoints(workdir, config.checkpoint.keep, config.checkpoint.best_metric) as checkpoints,
+            MetricsLog(workdir, step, enabled=is_main_process(), test_curve=config.eval.test_curve) as log,
+            TrainingDisplay(console, step, run.num_steps, bars) as display,
         ):
-            console.print(start_screen(run, workdir))
-            try:
-                result = _train(run, checkpoints, workdir, console, stop_requested)
-            except DivergedError as error:
-                checkpoints.wait()
-                saved = checkpoints.steps()
-                good = f"the last good checkpoint is of step {saved[-1]}" if saved else "no checkpoint was saved before"
-                raise DivergedError(f"{error}; {good}, in {workdir}. Try a lower optim.lr or a warm-up") from None
-    console.print(end_screen(result, workdir))
-    return result
+            yield Session(run, workdir, console, checkpoints, log, display, window, LayerProbe(run), step, state)
 
 
-def _train(
-    run: Run, checkpoints: Checkpoints, workdir: pathlib.Path, console: Console, stop_requested: Callable[[int], bool]
-) -> dict:
-    state, step, window = _start_or_resume(run, checkpoints, console)
-    with (
-        MetricsLog(workdir, after_step=step, enabled=is_main_process()) as log,
-        TrainingDisplay(console, step, run.num_steps) as display,
-    ):
-        while step < run.num_steps:
-            count = run.steps_in_dispatch(step)
-            with window.waiting_for_input():
-                feed = run.train_loader.feed(step)
-            state, sums = run.train_steps(count)(state, feed)
-            step += count
-            window.add(step, sums)  # reads the sums of the dispatch before: the device never waits for the host
-            display.advance(step)
-            stopping = stop_requested(step)
-            if run.is_log_step(step):
-                values = {**window.close(), "learning_rate": run.learning_rate(step - 1)}
-                log.write("train", step, run.epoch(step), values)
-                display.train(step, run.epoch(step), values)
-                window.restart_clock()
-            if run.is_eval_step(step):
-                metrics = None
-                if "validation" in run.splits:
-                    metrics, speed = _evaluate(run, state, "validation", step)
-                    log.write("validation", step, run.epoch(step), {**metrics, **speed})
-                    display.evaluation("validation", run.epoch(step), metrics)
-                checkpoints.save(step, state, metrics=metrics, notes=window.notes())
-                window.restart_clock()
-            elif stopping:
-                checkpoints.save(step, state, metrics=None, notes=window.notes())
-            if stopping and step < run.num_steps:
-                if is_main_process():
-                    write_json(workdir / "result.json", {"completed": False, **_progress(run, step, window)})
-                raise InterruptedRun(
-                    f"stopped at step {step} of {run.num_steps}, which is saved; to go on, give the same command with\n"
-                    f"  --workdir={workdir}"
-                )
-        checkpoints.wait()
-        result = {
-            "completed": True,
-            **_progress(run, step, window),
-            **_final_scores(run, state, step, checkpoints, log, console),
-        }
-    if not is_main_process():
+@dataclasses.dataclass
+class Session:
+    """A run at work: its parts, and where its traces go.
+
+    Attributes:
+      step, state: where it began.
+    """
+
+    run: Run
+    workdir: pathlib.Path
+    console: Console
+    checkpoints: Checkpoints
+    log: MetricsLog
+    display: TrainingDisplay
+    window: TrainingWindow
+    probe: LayerProbe
+    step: int
+    state: TrainState
+
+    def after_step(self, step: int, state: TrainState, stopping: bool) -> None:
+        """Log, evaluate and save whatever is due.
+
+        Raises:
+          InterruptedRun: `stopping`, before the end; it is saved.
+        """
+        run, window = self.run, self.window
+        if run.is_log_step(step):
+            values = {**window.close(), "learning_rate": run.learning_rate(step - 1)}
+            self.log.write("train", step, run.epoch(step), values)
+            self.display.train(step, run.epoch(step), values)
+            self.probe_layers(step, state)
+            window.restart_clock()
+        if run.is_eval_step(step):
+            self.checkpoints.save(step, state, metrics=self._evaluate(step, state), notes=window.notes())
+            window.restart_clock()
+        elif stopping:
+            self.checkpoints.save(step, state, metrics=None, notes=window.notes())
+        if stopping and step < run.num_steps:
+            if is_main_process():
+                write_json(self.workdir / "result.json", {"completed": False, **self._progress(step)})
+            raise InterruptedRun(
+                f"stopped at step {step} of {run.num_steps}, which is saved; to go on, give the same command with\n"
+                f"  --workdir={self.workdir}"
+            )
+
+    def probe_layers(self, step: int, state: TrainState) -> None:
+        """Look inside the net, if it is time to."""
+        started_already = step and step == self.step
+        if self.probe.is_due(step) and not started_already:
+            self.log.write("layers", step, self.run.epoch(step), self.probe.measure(state, step))
+
+    def explained(self, error: DivergedError) -> DivergedError:
+        """The error with what is left of the run, and what to try."""
+        self.checkpoints.wait()
+        saved = self.checkpoints.steps()
+        good = f"the last good checkpoint is of step {saved[-1]}" if saved else "no checkpoint was saved before"
+        return DivergedError(f"{error}; {good}, in {self.workdir}. Try a lower optim.lr or a warm-up")
+
+    def finish(self, state: TrainState) -> dict:
+        """Score the last and the best weights, and write the result."""
+        run, config = self.run, self.run.config
+        self.checkpoints.wait()
+        result = {"completed": True, **self._progress(run.num_steps), **self._final_scores(state)}
+        if config.measure.lesions:
+            result["lesions"] = probe_lesions(run, state.variables, "test")
+        if config.measure.precise_statistics and state.batch_stats:
+            result["batch_statistics"] = probe_batch_statistics(run, state, "test")
+        if not is_main_process():
+            return result
+        from resnet_jax import plots  # on use: it brings matplotlib, which the start of a run should not wait for
+
+        plots.plot_run(read_metrics(self.workdir / "metrics.jsonl"), self.workdir / "curves.png")
+        write_json(self.workdir / "result.json", result)  # last: a run that has it is complete
         return result
-    from resnet_jax import report  # on use: it brings matplotlib, which the start of a run should not wait for
 
-    report.plot_curves(workdir, workdir / "curves.png")
-    write_json(workdir / "result.json", result)  # last: a run that has it is complete
-    return result
+    def _progress(self, step: int) -> dict:
+        _, multiply_adds, _ = totals(self.run.layers)
+        return {
+            "step": step,
+            "steps": self.run.num_steps,
+            "parameters": self.run.num_parameters,
+            "multiply_adds": multiply_adds,
+            "depth": depth(self.run.layers),
+            "seconds": round(self.window.seconds(), 3),
+            "images_per_second": self.window.images_per_second(),
+        }
 
+    def _evaluate(self, step: int, state: TrainState) -> dict[str, float] | None:
+        """Scores on the validation split, if there is one; the test split is scored for its curve alone."""
+        scores = {}
+        for split in ("validation", "test"):
+            if split in self.run.splits and (split == "validation" or self.run.config.eval.test_curve):
+                scores[split], speed = _evaluate(self.run, state, split, step)
+                self.log.write(split, step, self.run.epoch(step), {**scores[split], **speed})
+                self.display.evaluation(split, self.run.epoch(step), scores[split])
+        return scores.get("validation")
 
-def _progress(run: Run, step: int, window: TrainingWindow) -> dict:
-    return {
-        "step": step,
-        "steps": run.num_steps,
-        "parameters": run.num_parameters,
-        "seconds": round(window.seconds(), 3),
-        "images_per_second": window.images_per_second(),
-    }
+    def _final_scores(self, state: TrainState) -> dict[str, dict]:
+        """Scores of the last and of the best weights. Nothing was chosen by the test split before."""
+        run, step = self.run, self.run.num_steps
+        best_step, best_variables, messages = self.checkpoints.read_best(state.variables)
+        for message in messages:
+            self.console.print(message, highlight=False, soft_wrap=True)
+        states = {step: state, best_step: state.replace(**run.parallel.replicate(best_variables))}
+        scores = {}
+        for scored_step in sorted(states):
+            scores[scored_step] = {"step": scored_step, "train": self.log.train_scores.get(scored_step)}
+            for split in (name for name in run.splits if name != "train"):  # not a set: everywhere in the same order
+                scores[scored_step][split], speed = _evaluate(run, states[scored_step], split, scored_step)
+            if not run.config.eval.test_curve:  # which holds these points already
+                values = {**scores[scored_step]["test"], **speed}
+                self.log.write("test", scored_step, run.epoch(scored_step), values)
+        return {"last": scores[step], "best": scores[best_step]}
 
 
 def _start_or_resume(run: Run, checkpoints: Checkpoints, console: Console):
@@ -161,25 +243,8 @@ def _evaluate(run: Run, state: TrainState, split: str, step: int) -> tuple[dict[
     return metrics, {"learning_rate": run.learning_rate(step - 1), "images_per_second": rate, "input_wait": 0.0}
 
 
-def _final_scores(
-    run: Run, state: TrainState, step: int, checkpoints: Checkpoints, log: MetricsLog, console: Console
-) -> dict[str, dict]:
-    """Scores of the last and of the best weights: the only use of the test split."""
-    best_step, best_variables, messages = checkpoints.read_best(state.variables)
-    for message in messages:
-        console.print(message, highlight=False, soft_wrap=True)
-    states = {step: state, best_step: state.replace(**run.parallel.replicate(best_variables))}
-    scores = {}
-    for scored_step in sorted(states):
-        scores[scored_step] = {"step": scored_step, "train": log.train_scores.get(scored_step)}
-        for split in (name for name in run.splits if name != "train"):  # not a set: all processes in the same order
-            scores[scored_step][split], speed = _evaluate(run, states[scored_step], split, scored_step)
-        log.write("test", scored_step, run.epoch(scored_step), {**scores[scored_step]["test"], **speed})
-    return {"last": scores[step], "best": scores[best_step]}
-
-
 @contextlib.contextmanager
-def _stop_requests(console: Console):
+def stop_requests(console: Console):
     """A function of the step that says whether Ctrl-C or SIGTERM has come. A second one ends the process at once.
 
     Where there are several processes, JAX itself takes SIGTERM, and all of them stop after the same step.

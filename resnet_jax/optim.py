@@ -23,7 +23,8 @@ def _step(peak, steps, *, warmup_steps, milestones, factor, **_):
 
 
 def _cosine(peak, steps, *, end, **_):
-    return optax.cosine_decay_schedule(peak, steps, alpha=end / peak if peak else 0.0)
+    shape = optax.cosine_decay_schedule(1.0, steps)
+    return lambda step: end + (peak - end) * shape(step)
 
 
 def _linear(peak, steps, *, end, **_):
@@ -73,7 +74,7 @@ def make_schedule(
 
     Args:
       name: a key of SCHEDULES.
-      peak: the rate after the warm-up.
+      peak: the rate after the warm-up; may be traced.
       steps: length of the run, warm-up included.
       warmup_steps: before the schedule proper, which fills the rest of the run.
       warmup_shape: "linear" from `warmup_from` to the peak, or "constant" at `warmup_from`.

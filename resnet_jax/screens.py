@@ -9,13 +9,13 @@ from rich.console import Group
 from rich.table import Table
 
 from resnet_jax.build import Run
-from resnet_jax.models.profile import profile, totals
+from resnet_jax.models.profile import totals
 
 
 def start_screen(run: Run, workdir: pathlib.Path) -> Table:
     """One screen: devices, model, data, length and schedule of the run, and where it will lie."""
     config = run.config
-    _, multiply_adds, _ = totals(profile(run.model, run.image_shape))
+    _, multiply_adds, _ = totals(run.layers)
     devices = collections.Counter(device.device_kind for device in run.parallel.mesh.devices.flat)
     height, width, channels = run.image_shape
     splits = ", ".join(f"{len(examples.labels):,} {name}" for name, examples in run.splits.items())

@@ -1,4 +1,4 @@
-"""The pure train and eval steps: `(state, batch) -> (state, sums)`."""
+"""The pure train and eval steps: `(state, batch, key) -> (state, sums)`."""
 
 from collections.abc import Callable
 
@@ -62,9 +62,10 @@ def make_train_step(
     mean: Callable = identity,
     sum: Callable = identity,
 ) -> Callable:
-    """A function `(state, batch) -> (state, sums)` that updates the weights once.
+    """A function `(state, batch, key) -> (state, sums)` that updates the weights once.
 
-    The batch holds this device's `image`, float32 (b, h, w, c), and `target`, float32 (b, classes).
+    The batch holds this device's `image`, float32 (b, h, w, c), and `target`, float32 (b, classes). The key, this
+    device's for this step, is that of dropout.
 
     Args:
       model: called with `train=True`.
@@ -82,9 +83,9 @@ def make_train_step(
       gradient, before clipping) and `param_norm` (after the update).
     """
 
-    def loss_and_sums(params, batch_stats, images, targets):
+    def loss_and_sums(params, batch_stats, images, targets, key):
         variables = {"params": params, "batch_stats": batch_stats}
-        logits, updated = model.apply(variables, images, train=True, mutable=["batch_stats"])
+        logits, updated = model.apply(variables, images, train=True, mutable=["batch_stats"], rngs={"dropout": key})
         smooth_targets = optax.smooth_labels(targets, label_smoothing)
         sums = classification_sums(logits, targets, jnp.ones(len(images), bool))
         sums["loss"] = jnp.sum(optax.softmax_cross_entropy(logits.astype(jnp.float32), smooth_targets))
@@ -92,19 +93,20 @@ def make_train_step(
 
     gradient = jax.grad(loss_and_sums, has_aux=True)
 
-    def accumulate(params, batch_stats, images, targets):
+    def accumulate(params, batch_stats, images, targets, key):
         def one_part(batch_stats, part):
             grads, (batch_stats, sums) = gradient(params, batch_stats, *part)
             return batch_stats, (grads, sums)
 
         parts = jax.tree.map(lambda x: x.reshape(microbatches, -1, *x.shape[1:]), (images, targets))
-        batch_stats, (grads, sums) = jax.lax.scan(one_part, batch_stats, parts)
+        keys = jax.random.split(key, microbatches)
+        batch_stats, (grads, sums) = jax.lax.scan(one_part, batch_stats, (*parts, keys))
         grads = jax.tree.map(lambda g: jnp.mean(g, axis=0), grads)
         return grads, (batch_stats, jax.tree.map(lambda s: jnp.sum(s, axis=0), sums))
 
-    def train_step(state: TrainState, batch: dict) -> tuple[TrainState, dict]:
+    def train_step(state: TrainState, batch: dict, key: jax.Array) -> tuple[TrainState, dict]:
         compute = gradient if microbatches == 1 else accumulate
-        grads, (batch_stats, sums) = compute(state.params, state.batch_stats, batch["image"], batch["target"])
+        grads, (batch_stats, sums) = compute(state.params, state.batch_stats, batch["image"], batch["target"], key)
         grads, batch_stats, sums = mean(grads), mean(batch_stats), sum(sums)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)

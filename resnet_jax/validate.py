@@ -7,6 +7,7 @@ import ml_collections
 from resnet_jax.data.facts import DATASETS
 from resnet_jax.errors import UserError, did_you_mean
 from resnet_jax.models import MODELS, SHORTCUTS, STEMS
+from resnet_jax.models.layers import NORMS
 from resnet_jax.optim import OPTIMIZERS, SCHEDULES
 from resnet_jax.parallel import WRAPPERS
 
@@ -17,6 +18,7 @@ _CHOICES = {
     "model.name": MODELS,
     "model.shortcut": SHORTCUTS,
     "model.stem": STEMS,
+    "norm.name": NORMS,
     "norm.scope": ("local", "global", "group"),
     "data.name": DATASETS,
     "data.loader": ("device",),
@@ -34,8 +36,8 @@ _MAY_BE_NONE = ("model.shortcut", "model.stem", "data.image_size", "parallel.dev
 _RANGES = {
     "at least 1": (
         lambda x: x >= 1,
-        "norm.group_size data.image_size train.batch_size train.steps train.microbatches train.steps_per_dispatch "
-        "parallel.devices eval.batch_size checkpoint.keep log.every_steps",
+        "norm.groups norm.group_size data.image_size train.batch_size train.steps train.microbatches "
+        "train.steps_per_dispatch parallel.devices eval.batch_size checkpoint.keep log.every_steps",
     ),
     "more than 0": (lambda x: x > 0, "norm.epsilon train.epochs optim.factor optim.power"),
     "0 or more": (
@@ -87,6 +89,11 @@ def check_config(config: ml_collections.ConfigDict) -> None:
     if config.checkpoint.best_metric.startswith("ema_") and not config.train.ema_decay:
         raise UserError(
             f"checkpoint.best_metric: {config.checkpoint.best_metric} needs train.ema_decay above 0, found 0"
+        )
+    if config.norm.name != "batch" and config.norm.scope != "local":
+        raise UserError(
+            f"norm.scope: only batch statistics are shared by devices; norm.name={config.norm.name} needs local, found "
+            f"{config.norm.scope}"
         )
     classes = DATASETS[config.data.name].num_classes
     if config.model.num_classes not in (None, classes):

@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import pathlib
+import tempfile
 from collections.abc import Iterator
 
 import ml_collections
@@ -15,6 +16,8 @@ try:
     import fcntl
 except ImportError:  # not on Windows: there two runs in one folder are not told apart
     fcntl = None
+
+os.umask(_UMASK := os.umask(0))  # the only way to read it
 
 
 @contextlib.contextmanager
@@ -33,27 +36,26 @@ def claim_workdir(
     if not write:
         yield workdir
         return
-    given = json.loads(config.to_json())
-    if (workdir / "config.json").exists():
-        differences = _differences(_read_object(workdir / "config.json"), given)
-        if differences:
-            raise UserError(
-                f"workdir: {workdir} belongs to another config; take another --workdir, or the same config:\n"
-                + "\n".join(f"  {line}" for line in differences)
-            )
+    _check_config(workdir, config)
     with contextlib.ExitStack() as stack:
-        try:
+        with _writing(workdir):
             workdir.mkdir(parents=True, exist_ok=True)
             folder = os.open(workdir, os.O_RDONLY)
             stack.callback(os.close, folder)
             _lock(folder, workdir)
-            write_json(workdir / "environment.json", describe_environment())
-            write_json(workdir / "config.json", given)
-        except OSError as error:
-            raise UserError(
-                f"workdir: expected a folder that can be written, found {workdir}: {error.strerror}"
-            ) from None
+        name_workdir(workdir, config)
         yield workdir
+
+
+def name_workdir(path: str | pathlib.Path, config: ml_collections.ConfigDict) -> pathlib.Path:
+    """As `claim_workdir`, but others with the same config may use it at the same time."""
+    workdir = pathlib.Path(path).expanduser().absolute()
+    _check_config(workdir, config)
+    with _writing(workdir):
+        workdir.mkdir(parents=True, exist_ok=True)
+        write_json(workdir / "environment.json", describe_environment())
+        write_json(workdir / "config.json", json.loads(config.to_json()))
+    return workdir
 
 
 def read_config(workdir: str | pathlib.Path) -> ml_collections.ConfigDict:
@@ -85,9 +87,33 @@ def read_result(workdir: pathlib.Path) -> dict | None:
 
 def write_json(path: pathlib.Path, value: dict) -> None:
     """Write as a whole: a reader sees the old file or the new one, never a half."""
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(json.dumps(value, indent=2, allow_nan=False) + "\n")
-    os.replace(temporary, path)
+    write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
+
+
+def write_text(path: pathlib.Path, text: str) -> None:
+    """Write as a whole, even where several processes write at once."""
+    with tempfile.NamedTemporaryFile("w", dir=path.parent, prefix=path.name, suffix=".tmp", delete=False) as file:
+        file.write(text)
+    os.chmod(file.name, 0o666 & ~_UMASK)  # a temporary file is its owner's alone
+    os.replace(file.name, path)
+
+
+def _check_config(workdir: pathlib.Path, config: ml_collections.ConfigDict) -> None:
+    if (workdir / "config.json").exists():
+        differences = _differences(_read_object(workdir / "config.json"), json.loads(config.to_json()))
+        if differences:
+            raise UserError(
+                f"workdir: {workdir} belongs to another config; take another --workdir, or the same config:\n"
+                + "\n".join(f"  {line}" for line in differences)
+            )
+
+
+@contextlib.contextmanager
+def _writing(workdir: pathlib.Path):
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"workdir: expected a folder that can be written, found {workdir}: {error.strerror}") from None
 
 
 def _lock(folder: int, workdir: pathlib.Path) -> None:

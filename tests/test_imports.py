@@ -17,18 +17,20 @@ FILES = {
 LEVELS = [
     {"errors"},
     # the leaves: no other leaf, but for the vocabulary they share
-    {"metrics", "optim", "parallel", "checkpoint", "logs", "environment", "step", "window", "workdir", "report"},
+    {"metrics", "optim", "parallel", "checkpoint", "logs", "environment", "step", "window", "workdir"}
+    | {"command", "measure", "plots", "published"},
     {"validate"},
-    {"build"},
-    {"runs", "screens"},
-    {"loop", "evaluate", "summary"},
+    {"build", "study"},
+    {"runs", "screens", "probes", "estimate"},
+    {"loop", "evaluate", "summary", "report"},
+    {"together"},
+    {"ablate"},
 ]
 SHARED = {  # what a leaf may know of another, and why
     "step": {"metrics"},  # a step returns sums
     "window": {"metrics"},
     "checkpoint": {"step"},  # what is saved is a TrainState
     "workdir": {"environment"},
-    "report": {"logs"},  # reads what was logged
 }
 
 
@@ -66,9 +68,10 @@ def test_models_and_data_know_nothing_of_the_rest():
 def test_config_keys_are_read_in_few_files():
     key = re.compile(r"config\.(model|norm|data|augment|train|optim|parallel|eval|checkpoint|log)\.")
     readers = {module for module, path in FILES.items() if key.search(path.read_text())}
-    # `loop` and `runs` ask which checkpoints are kept, `evaluate` asks for one device; `screens`, `prepare` print keys.
-    names = ("build", "validate", "loop", "runs", "evaluate", "screens", "data.prepare")
-    assert readers <= {f"resnet_jax.{name}" for name in names}
+    # `loop` and `runs` ask which checkpoints are kept, `loop` and `probes` what is measured, `estimate` how long a run
+    # is, `evaluate` asks for one device; `command` sets the length; `screens`, `published`, `prepare` print keys.
+    names = ("build", "validate", "loop", "runs", "probes", "estimate", "evaluate", "command", "screens", "published")
+    assert readers <= {f"resnet_jax.{name}" for name in (*names, "data.prepare")}
 
 
 @pytest.mark.parametrize("package", ["tensorflow", "torch", "keras"])
@@ -78,12 +81,12 @@ def test_other_frameworks_are_imported_nowhere_but_where_data_are_prepared(packa
         assert not found or module == "resnet_jax.data.prepare", f"{module} imports {package}"
 
 
-def test_only_parallel_names_the_device_axis_and_only_report_imports_matplotlib():
+def test_only_parallel_names_the_device_axis_and_only_plots_imports_matplotlib():
     for module, path in FILES.items():
         text = path.read_text()
         if module != "resnet_jax.parallel":
             assert not any(word in text for word in ("pmean", "psum", "axis_index(", "shard_map(")), module
-        if module != "resnet_jax.report":
+        if module != "resnet_jax.plots":
             assert not any(name.startswith("matplotlib") for name, _ in imports(path)), module
 
 

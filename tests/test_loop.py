@@ -357,8 +357,8 @@ def test_a_loss_that_is_not_finite_stops_the_run_before_it_is_saved(tmp_path, mo
     def break_step_23(*args, **kwargs):
         step = make_train_step(*args, **kwargs)
 
-        def broken_step(state, batch):
-            new, sums = step(state, batch)
+        def broken_step(state, batch, key):
+            new, sums = step(state, batch, key)
             return new, {**sums, broken: jax.numpy.where(state.step == 22, jax.numpy.nan, sums[broken])}
 
         return broken_step

@@ -14,7 +14,7 @@ def train(steps=STEPS, **overrides):
     run = Run(tiny_config(train__steps=steps, train__batch_size=64, augment__crop=1, augment__mixup=0.2, **overrides))
     state, losses = run.initial_state(), []
     for step in range(steps):
-        state, sums = run.train_steps(1)(state, run.train_loader.feed(step))
+        state, sums = run.train_steps(1)(state, run.feed(step))
         losses.append(float(sums["loss"][0]) / float(sums["count"][0]))
     return np.array(losses), state, run
 
@@ -82,6 +82,6 @@ def test_several_steps_in_one_program_equal_single_steps(one_device):
     run = Run(tiny_config(train__steps_per_dispatch=4, train__steps=STEPS, augment__crop=1, augment__mixup=0.2))
     state, losses = run.initial_state(), []
     for step in range(0, STEPS, 4):
-        state, sums = run.train_steps(4)(state, run.train_loader.feed(step))
+        state, sums = run.train_steps(4)(state, run.feed(step))
         losses += (np.asarray(sums["loss"]) / np.asarray(sums["count"])).tolist()
     np.testing.assert_allclose(losses, one_device[0], rtol=1e-4)

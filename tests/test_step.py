@@ -30,7 +30,7 @@ def start(model, optimizer, with_ema=False):
 def test_a_step_is_gradient_descent_on_the_mean_cross_entropy():
     optimizer = optax.sgd(0.5)
     state = start(Linear(), optimizer)
-    new, sums = jax.jit(make_train_step(Linear(), optimizer))(state, BATCH)
+    new, sums = jax.jit(make_train_step(Linear(), optimizer))(state, BATCH, KEY)
     x, weights = np.asarray(IMAGES).reshape(16, -1), state.params["fc"]
     probabilities = jax.nn.softmax(x @ weights["kernel"] + weights["bias"][None])
     gradient = x.T @ np.asarray(probabilities - TARGETS) / 16  # of softmax regression
@@ -48,7 +48,7 @@ def test_label_smoothing_spreads_its_share_over_all_classes():
     losses = {}
     for name, smoothing, targets in (("smooth", 0.1, TARGETS), ("by hand", 0.0, 0.9 * TARGETS + 0.01)):
         step = make_train_step(Linear(), optimizer, label_smoothing=smoothing)
-        _, sums = step(state, {"image": IMAGES, "target": targets})
+        _, sums = step(state, {"image": IMAGES, "target": targets}, KEY)
         losses[name] = float(sums["loss"])
     assert losses["smooth"] == pytest.approx(losses["by hand"], rel=1e-6)
 
@@ -57,8 +57,8 @@ def test_label_smoothing_spreads_its_share_over_all_classes():
 def test_gradient_accumulation_makes_the_update_of_the_whole_batch(microbatches):
     optimizer = optax.sgd(0.5, momentum=0.9)
     state = start(Linear(), optimizer)
-    whole, whole_sums = make_train_step(Linear(), optimizer)(state, BATCH)
-    parts, parts_sums = make_train_step(Linear(), optimizer, microbatches=microbatches)(state, BATCH)
+    whole, whole_sums = make_train_step(Linear(), optimizer)(state, BATCH, KEY)
+    parts, parts_sums = make_train_step(Linear(), optimizer, microbatches=microbatches)(state, BATCH, KEY)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), parts.params, whole.params)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), parts_sums, whole_sums)
 
@@ -68,8 +68,8 @@ def test_batch_statistics_of_microbatches_follow_one_another():
     state = start(model, optimizer)
     expected = state
     for part in (slice(0, 8), slice(8, 16)):
-        expected, _ = make_train_step(model, optimizer)(expected, jax.tree.map(lambda x: x[part], BATCH))  # noqa: B023
-    parts, _ = make_train_step(model, optimizer, microbatches=2)(state, BATCH)
+        expected, _ = make_train_step(model, optimizer)(expected, jax.tree.map(lambda x: x[part], BATCH), KEY)  # noqa: B023
+    parts, _ = make_train_step(model, optimizer, microbatches=2)(state, BATCH, KEY)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), parts.batch_stats, expected.batch_stats)
 
 
@@ -79,7 +79,7 @@ def test_the_moving_average_follows_its_formula():
     state = start(model, optimizer, with_ema=True)
     expected = state.ema
     for t in range(4):
-        state, _ = step(state, BATCH)
+        state, _ = step(state, BATCH, KEY)
         decay = min(0.3, (1 + t) / (10 + t))
         now = {"params": state.params, "batch_stats": state.batch_stats}
         expected = jax.tree.map(lambda old, new: decay * old + (1 - decay) * new, expected, now)  # noqa: B023
@@ -89,7 +89,7 @@ def test_the_moving_average_follows_its_formula():
 def test_training_updates_running_statistics_with_flax_momentum():
     model, optimizer = create_model("tiny", num_classes=10), optax.sgd(0.0)
     state = start(model, optimizer)
-    new, _ = make_train_step(model, optimizer)(state, BATCH)
+    new, _ = make_train_step(model, optimizer)(state, BATCH, KEY)
     conv = jax.lax.conv_general_dilated(
         IMAGES, state.params["conv1"]["kernel"], (1, 1), ((1, 1), (1, 1)), dimension_numbers=("NHWC", "HWIO", "NHWC")
     )

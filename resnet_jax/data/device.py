@@ -18,7 +18,7 @@ class TrainLoader:
 
     Args:
       examples: the split, on the host.
-      key: of the order; from the run's seed.
+      key: of the order; from the run's seed. Several, (k,), for as many runs at once: then the orders are, too.
       batch_size: global.
       steps_per_feed: how many steps one feed serves.
       put: copies an array from the host to every device.
@@ -30,11 +30,12 @@ class TrainLoader:
         self._arrays = {"images": put(examples.images), "labels": put(examples.labels)}
         self._put = put
         epochs_per_feed = 1 + -(-(steps_per_feed * batch_size - 1) // self.num_examples)
-        self._orders = jax.jit(
-            lambda epoch: jnp.stack(
-                [epoch_order(key, epoch + ahead, self.num_examples) for ahead in range(epochs_per_feed)]
-            )
-        )
+        self._key = key
+
+        def orders(key, epoch):
+            return jnp.stack([epoch_order(key, epoch + ahead, self.num_examples) for ahead in range(epochs_per_feed)])
+
+        self._orders = jax.jit(jax.vmap(orders, in_axes=(0, None)) if key.ndim else orders)
         self._epoch = None
 
     def feed(self, step: int) -> dict[str, jax.Array]:
@@ -42,7 +43,7 @@ class TrainLoader:
         epoch, offset = divmod(step * self.batch_size, self.num_examples)
         if epoch != self._epoch:
             self._epoch = epoch
-            self._arrays["orders"] = self._put(self._orders(np.int32(epoch)))
+            self._arrays["orders"] = self._put(self._orders(self._key, np.int32(epoch)))
         return {**self._arrays, "offset": np.int32(offset)}
 
     def batch(self, feed: dict, ahead: int | jax.Array, shard: int | jax.Array, shards: int) -> dict[str, jax.Array]:

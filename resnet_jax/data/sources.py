@@ -1,5 +1,6 @@
 """Reads whole data sets into host memory as uint8 images and int32 labels."""
 
+import functools
 import io
 import pathlib
 from typing import NamedTuple
@@ -22,6 +23,7 @@ class Examples(NamedTuple):
         return Examples(self.images[ids], self.labels[ids])
 
 
+@functools.lru_cache(maxsize=1)  # the runs of a study share it; nobody writes to it
 def load_splits(name: str, validation_size: int, data_dir: str | None = None) -> dict[str, Examples]:
     """The splits `train`, `validation` (absent when `validation_size` is 0) and `test` of a data set.
 

@@ -1,0 +1,28 @@
+"""Which examples are normalised together: a device's, a group's, all; or none, with group norm or without any norm.
+
+    XLA_FLAGS=--xla_force_host_platform_device_count=4 \
+        python -m resnet_jax.ablate --config=configs/ablations/batchnorm.py --workdir=runs/ablation-batchnorm
+
+Hardware: four devices, such as the four virtual ones of that command on 2 CPU cores.
+
+ResNet-20 on scikit-learn's digits, batches of 32 on four devices: 8 examples on each. The net without norms learns at a
+tenth of the rate, since it diverges at the others'.
+"""
+
+from configs.ablations import digits
+from resnet_jax.study import cell, make_study
+
+
+def get_config():
+    experiment = digits.get_config().experiment
+    experiment.model.name = "resnet20"
+    experiment.train.batch_size = 32
+    experiment.parallel.devices = 4
+    cells = [
+        cell("batch norm over 8, a device", {"norm.scope": "local"}),
+        cell("batch norm over 16, two devices", {"norm.scope": "group", "norm.group_size": 2}),
+        cell("batch norm over 32, all devices", {"norm.scope": "global"}),
+        cell("group norm, 4 groups", {"norm.name": "group", "norm.groups": 4}),
+        cell("no norm, lr 0.01", {"norm.name": "none", "optim.lr": 0.01}),
+    ]
+    return make_study("Norms on digits", experiment, cells)

@@ -1,0 +1,29 @@
+"""Plain and residual nets of 20 to 56 layers on scikit-learn's digits: the degradation problem in minutes.
+
+    python -m resnet_jax.ablate
+    python -m resnet_jax.ablate --config=configs/ablations/digits.py --workdir=runs/ablation-digits
+
+Hardware: 2 CPU cores. No download.
+
+The recipe is that of He et al. 2015, section 4.2, shortened: SGD with momentum 0.9, rate 0.1, no warm-up, and blocks
+that do not begin as the identity, so that nothing but the shortcuts helps the deep nets.
+"""
+
+from configs import default
+from resnet_jax.study import cell, make_study
+
+
+def get_config():
+    experiment = default.get_config()
+    experiment.train.epochs = 12.0
+    experiment.eval.test_curve = True
+    experiment.measure.layers = True
+    experiment.measure.lesions = True
+    experiment.measure.precise_statistics = True
+    return make_study("Residual against plain nets on digits", experiment, plain_and_residual((20, 32, 44, 56)))
+
+
+def plain_and_residual(depths):
+    """A cell for each depth, plain and residual."""
+    kinds = (("plain", "plain"), ("resnet", "residual"))
+    return [cell(f"{name}{n}", {"model.name": f"{name}{n}"}, series) for name, series in kinds for n in depths]

@@ -1,0 +1,32 @@
+"""What joins a block's input to its output: nothing, options A, B, C, highway gates, or a learned scale.
+
+    python -m resnet_jax.ablate --config=configs/ablations/shortcuts.py --workdir=runs/ablation-shortcuts
+    python -m resnet_jax.ablate --config=configs/ablations/shortcuts.py:cifar10 --workdir=runs/ablation-shortcuts-cifar10
+
+Hardware: 2 CPU cores for the digits (44 layers, 12 epochs), GPUs for CIFAR-10 (110 layers, the paper's recipe; not run
+by us yet). He et al. 2016 (arXiv:1603.05027), Table 1, compares some of these at 110 layers.
+"""
+
+from configs import cifar10_he2015
+from configs.ablations import digits
+from resnet_jax.study import cell, make_study
+
+
+def get_config(data="digits"):
+    if data == "digits":
+        experiment = digits.get_config().experiment
+        experiment.model.name = "resnet44"
+    else:
+        experiment = cifar10_he2015.get_config("resnet110")
+        experiment.data.name = data
+        experiment.eval.test_curve = True
+    names = {
+        "none": "none (plain)",
+        "A": "A: zeros",
+        "B": "B: projections",
+        "C": "C: projections only",
+        "highway": "highway",
+        "skipinit": "SkipInit",
+    }
+    cells = [cell(name, {"model.shortcut": shortcut}) for shortcut, name in names.items()]
+    return make_study(f"Shortcuts on {data}", experiment, cells)

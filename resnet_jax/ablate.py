@@ -1,0 +1,206 @@
+"""Run a study and write its report: python -m resnet_jax.ablate --config=configs/ablations/x.py --workdir=DIR"""
+
+import datetime
+import itertools
+import pathlib
+import sys
+import traceback
+from collections.abc import Iterator
+
+import jax
+import ml_collections
+from absl import flags
+from rich.console import Console
+from rich.progress import Progress
+from rich.table import Table
+
+from resnet_jax import loop, report
+from resnet_jax.command import parse_command, resolve_length
+from resnet_jax.environment import use_compilation_cache
+from resnet_jax.errors import InterruptedRun, UserError, command_line
+from resnet_jax.estimate import Stopwatch
+from resnet_jax.logs import progress_bars
+from resnet_jax.study import StudyRun, check_study, collect, read_study, result_lines, run_config
+from resnet_jax.together import shared_program, speed_up, train_together
+from resnet_jax.workdir import name_workdir, write_text
+
+_DEFAULT = pathlib.Path(__file__).parent.parent / "configs" / "ablations" / "digits.py"
+
+
+class FailedRuns(UserError):
+    """Some runs of a study failed; the others are done."""
+
+    exit_status = 1
+
+
+def run_study(
+    study: ml_collections.ConfigDict, workdir: str | pathlib.Path, console: Console, only_cell: int | None = None
+) -> list[StudyRun]:
+    """Train what is not finished yet: a half-run run goes on, a failed one is tried again.
+
+    Args:
+      study: from `study.make_study`.
+      workdir: of the study.
+      console: for what people see.
+      only_cell: index of a cell: run that alone.
+
+    Returns:
+      The runs that failed, each with an `error.txt` in its folder.
+
+    Raises:
+      UserError: a study that cannot run, or a workdir of another study. Nothing has run.
+      InterruptedRun: asked to stop; the run under way is saved.
+    """
+    check_study(study)
+    if only_cell is not None and not 0 <= only_cell < len(study.cells):
+        raise UserError(f"--cell: expected 0 to {len(study.cells) - 1}, found {only_cell}; see --list")
+    workdir = name_workdir(workdir, study)
+    use_compilation_cache()
+    chosen = study.cells if only_cell is None else [study.cells[only_cell]]
+    runs = [run for run in collect(study, workdir) if run.cell in chosen]
+    failed = []
+    with progress_bars(console) as bars:
+        finished = sum(bool(run.result) for run in runs)
+        task = bars.add_task("runs", total=len(runs), completed=finished, values="")
+        for group in _groups(study, [run for run in runs if not run.result], console):
+            bars.update(task, values=", ".join(map(_name, group)))
+            for run, outcome in zip(group, _train(study, group, bars), strict=True):
+                failed += [run] if isinstance(outcome, Exception) else []
+                finished += 1
+                bars.update(task, completed=finished)
+                console.print(
+                    f"{finished}/{len(runs)}  {_name(run)}: {_summary(outcome)}",
+                    highlight=False,
+                    markup=False,
+                    soft_wrap=True,
+                )
+            write_text(workdir / "results.jsonl", result_lines(collect(study, workdir)))
+    return failed
+
+
+def _groups(study: ml_collections.ConfigDict, runs: list[StudyRun], console: Console) -> Iterator[list[StudyRun]]:
+    """Runs that share a program, so many as are to be trained at once."""
+    default = 1 if jax.default_backend() == "cpu" else len(runs)  # on CPU, one after another is faster
+    at_once, is_measured = study.runs_at_once or default, False
+    for _, group in itertools.groupby(runs, key=lambda run: shared_program(_config(study, run))):
+        alike = list(group)
+        if at_once > 1 < len(alike) and not is_measured:
+            apart, together = speed_up([_config(study, run) for run in alike[:at_once]])
+            console.print(
+                f"{len(alike[:at_once])} runs at once: {apart / together:.2f} times as fast as one after another "
+                f"(a step of all: {1e3 * together:.1f} ms against {1e3 * apart:.1f} ms)",
+                highlight=False,
+            )
+            is_measured = True
+            if study.runs_at_once is None and together > apart:
+                at_once = 1
+        yield from (alike[start : start + at_once] for start in range(0, len(alike), at_once))
+
+
+def _train(study: ml_collections.ConfigDict, group: list[StudyRun], bars: Progress) -> list[dict | Exception]:
+    """What each run ends with: its result, or the error that is written to its folder."""
+    quiet = Console(quiet=True)
+    configs, folders = [_config(study, run) for run in group], [run.folder for run in group]
+    for folder in folders:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "error.txt").unlink(missing_ok=True)
+    try:
+        if len(group) == 1:
+            outcomes = [loop.train(configs[0], folders[0], quiet, bars)]
+        else:
+            outcomes = train_together(configs, folders, quiet, bars)
+    except InterruptedRun:
+        raise InterruptedRun("stopped, and saved what was under way; to go on, give the same command") from None
+    except Exception as error:  # whatever goes wrong in one cell, the others are worth running
+        outcomes = [error] * len(group)
+    for folder, outcome in zip(folders, outcomes, strict=True):
+        if isinstance(outcome, Exception):
+            details = [] if isinstance(outcome, UserError) else ["", *traceback.format_exception(outcome)]
+            write_text(folder / "error.txt", "\n".join([_one_line(outcome), *details]))
+    return outcomes
+
+
+def _config(study: ml_collections.ConfigDict, run: StudyRun) -> ml_collections.ConfigDict:
+    return run_config(study, run.cell, run.seed)
+
+
+def _name(run: StudyRun) -> str:
+    return f"{run.cell['name']}, seed {run.seed}"
+
+
+def _summary(outcome: dict | Exception) -> str:
+    if isinstance(outcome, Exception):
+        return f"FAILED: {_one_line(outcome)}"
+    errors = ", ".join(
+        f"{split} error {100 * (1 - scores['accuracy']):.2f}%"
+        for split, scores in outcome["last"].items()
+        if isinstance(scores, dict)
+    )
+    return f"{errors}, {outcome['seconds']:.0f} s"
+
+
+def _one_line(error: Exception) -> str:
+    text = str(error).split("\n")[0]
+    return text if isinstance(error, UserError) else f"{type(error).__name__}: {text}"
+
+
+def print_cells(study: ml_collections.ConfigDict, workdir: pathlib.Path, console: Console) -> None:
+    """A table of the cells: number for --cell, name, what it changes, runs finished, and the time left."""
+    check_study(study)
+    runs = collect(study, workdir)
+    stopwatch = Stopwatch([(_config(study, run), run.result) for run in runs])
+    table = Table(title=study.title, title_justify="left")
+    for column in ("cell", "name", "changes", "finished", "time left"):
+        table.add_column(column, justify="left" if column in ("name", "changes") else "right", overflow="fold")
+    total = 0.0
+    for index, cell in enumerate(study.cells):
+        own = [run for run in runs if run.cell == cell]
+        left = sum(stopwatch.seconds(_config(study, run)) for run in own if not run.result)
+        total += left
+        changes = ", ".join(f"{key}={value}" for key, value in cell["overrides"].items())
+        finished = f"{sum(bool(run.result) for run in own)} of {len(own)}"
+        table.add_row(str(index), cell["name"], changes, finished, _duration(left))
+    console.print(table)
+    console.print(f"time left: {_duration(total)}, {stopwatch.basis}", highlight=False, soft_wrap=True)
+
+
+def _duration(seconds: float) -> str:
+    return "unknown" if seconds != seconds else str(datetime.timedelta(seconds=round(seconds)))
+
+
+def main(argv: list[str] | None = None) -> None:
+    """The command."""
+
+    def define(values):
+        flags.DEFINE_string("workdir", None, "Folder of the study; default: its name in runs/.", flag_values=values)
+        flags.DEFINE_integer("cell", None, "Run this cell alone, and write no report.", flag_values=values)
+        flags.DEFINE_bool("report", False, "Write the report of what is there, and run nothing.", flag_values=values)
+        flags.DEFINE_bool("list", False, "Show the cells and the time they take, and run nothing.", flag_values=values)
+
+    with command_line():
+        command = parse_command(argv or sys.argv, _DEFAULT, __doc__, define)
+        values, study, console = command.values, command.config, Console()
+        resolve_length(study.experiment, (key.removeprefix("experiment.") for key in command.overrides))
+        workdir = pathlib.Path(values.workdir or pathlib.Path("runs") / f"ablation-{command.experiment}")
+        if values.list:
+            print_cells(study, workdir, console)
+        elif values.report:
+            _write_report(read_study(workdir), workdir, console)
+        else:
+            failed = run_study(study, workdir, console, values.cell)
+            if values.cell is None:
+                _write_report(study, workdir, console)
+            if failed:
+                raise FailedRuns(
+                    f"{len(failed)} runs failed: {'; '.join(map(_name, failed))}. Each left error.txt in its folder, "
+                    f"like {failed[0].folder}, and is tried again when you give the same command"
+                )
+
+
+def _write_report(study: ml_collections.ConfigDict, workdir: pathlib.Path, console: Console) -> None:
+    report.write_report(study, workdir)
+    console.print(f"report: {workdir / 'report.html'}", highlight=False, soft_wrap=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,186 @@
+"""A study: an experiment, the cells that vary it, and the seeds that each cell is run with.
+
+Its folder holds `config.json` (the study), `results.jsonl` (a line for each finished run) and
+`cells/NAME/seedN/` (the folders of the runs).
+"""
+
+import itertools
+import json
+import pathlib
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple
+
+import ml_collections
+from ml_collections.config_dict import placeholder
+
+from resnet_jax.command import resolve_length
+from resnet_jax.errors import UserError, did_you_mean
+from resnet_jax.logs import read_metrics
+from resnet_jax.validate import check_config
+from resnet_jax.workdir import read_config, read_result
+
+
+def make_study(
+    title: str,
+    experiment: ml_collections.ConfigDict,
+    cells: Iterable[Mapping],
+    seeds: Sequence[int] = (0, 1, 2),
+) -> ml_collections.ConfigDict:
+    """The config of a study, locked.
+
+    Args:
+      title: of the report.
+      experiment: what all cells share, as from `configs/default.py`.
+      cells: from `cell` or `grid`.
+      seeds: every cell is run with each.
+    """
+    study = ml_collections.ConfigDict()
+    study.title = title
+    study.experiment = experiment
+    study.cells = tuple(cells)
+    study.seeds = tuple(seeds)
+    study.runs_at_once = placeholder(int)  # that differ in seed and rate alone, in one program; default: see `ablate`
+    return study.lock()
+
+
+def cell(name: str, overrides: Mapping, series: str = "") -> dict:
+    """A cell of a study.
+
+    Args:
+      name: of the cell.
+      overrides: config keys with dots, like {"optim.lr": 0.2}.
+      series: cells of one series and different depths are joined by a line in the report.
+    """
+    return {"name": name, "overrides": dict(overrides), "series": series}
+
+
+def grid(axes: Mapping[str, Sequence]) -> list[dict]:
+    """All combinations of the values of some config keys, named after them.
+
+    >>> [c["name"] for c in grid({"model.name": ("plain20", "resnet20"), "optim.lr": (0.1, 0.2)})]
+    ['plain20, lr=0.1', 'plain20, lr=0.2', 'resnet20, lr=0.1', 'resnet20, lr=0.2']
+    """
+    combinations = [dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values())]
+    return [cell(", ".join(_short(key, value) for key, value in each.items()), each) for each in combinations]
+
+
+def check_study(study: ml_collections.ConfigDict) -> None:
+    """Refuse a study that cannot run, before anything runs.
+
+    Raises:
+      UserError: no cells, two of one name, an unknown key, a value that cannot be.
+    """
+    if not study.cells:
+        raise UserError("cells: expected at least one cell, found an empty grid; does one of its axes have no values?")
+    if not study.seeds or len(set(study.seeds)) < len(study.seeds):
+        raise UserError(f"seeds: expected different numbers, at least one, found {tuple(study.seeds)}")
+    if study.runs_at_once is not None and study.runs_at_once < 1:
+        raise UserError(f"runs_at_once: expected at least 1, found {study.runs_at_once}")
+    folders = {}
+    for each in study.cells:
+        other = folders.setdefault(_folder(each["name"]), each)
+        if other is not each:
+            raise UserError(
+                f"cells: expected different names, found {other['name']!r} with {other['overrides']} and "
+                f"{each['name']!r} with {each['overrides']}"
+            )
+        for seed in study.seeds:
+            try:
+                check_config(run_config(study, each, seed))
+            except UserError as error:
+                raise UserError(f"cell {each['name']!r}: {error}") from None
+
+
+def run_config(study: ml_collections.ConfigDict, cell: Mapping, seed: int) -> ml_collections.ConfigDict:
+    """The config of one run: the experiment with the overrides of the cell and a seed, locked.
+
+    Raises:
+      UserError: an unknown key, or a value of the wrong type.
+    """
+    config = study.experiment.copy_and_resolve_references().lock()
+    for key, value in {**cell["overrides"], "seed": seed}.items():
+        *path, last = key.split(".")
+        node = config
+        for part in (*path, last):
+            if not isinstance(node, ml_collections.ConfigDict) or part not in node:
+                known = node if isinstance(node, ml_collections.ConfigDict) else ()
+                raise UserError(f"{key}: there is no such key; {did_you_mean(part, known)}")
+            parent, node = node, node[part]
+        try:
+            parent[last] = value
+        except (TypeError, ValueError) as error:
+            raise UserError(f"{key}: {error}") from None
+    resolve_length(config, cell["overrides"])
+    return config
+
+
+def run_folder(workdir: str | pathlib.Path, cell: Mapping, seed: int) -> pathlib.Path:
+    """Where a run of the study lies."""
+    return pathlib.Path(workdir) / "cells" / _folder(cell["name"]) / f"seed{seed}"
+
+
+def read_study(workdir: str | pathlib.Path) -> ml_collections.ConfigDict:
+    """The study that a folder belongs to.
+
+    Raises:
+      UserError: the folder holds none.
+    """
+    study = read_config(workdir)
+    if "cells" not in study:
+        raise UserError(f"workdir: expected the folder of a study, found that of a run: {workdir}")
+    return study
+
+
+class StudyRun(NamedTuple):
+    """A run of a study, finished or not.
+
+    Attributes:
+      cell: as from `cell`.
+      seed: of the run.
+      folder: of the run.
+      result: what its `result.json` holds if it is finished, or None.
+      lines: of its `metrics.jsonl`; empty before there are any.
+    """
+
+    cell: dict
+    seed: int
+    folder: pathlib.Path
+    result: dict | None
+    lines: list[dict]
+
+
+def collect(study: ml_collections.ConfigDict, workdir: str | pathlib.Path) -> list[StudyRun]:
+    """The runs of a study in the order of the grid, those that are missing too."""
+    runs = []
+    for each, seed in itertools.product(study.cells, study.seeds):
+        folder = run_folder(workdir, each, seed)
+        result, metrics = read_result(folder), folder / "metrics.jsonl"
+        finished = result if result and result["completed"] else None
+        runs.append(StudyRun(each, seed, folder, finished, read_metrics(metrics) if metrics.exists() else []))
+    return runs
+
+
+def result_lines(runs: Iterable[StudyRun]) -> str:
+    """The text of `results.jsonl`: name, overrides, seed, last and best scores per split, and seconds of each run."""
+    return "".join(
+        json.dumps(
+            {
+                "name": run.cell["name"],
+                "overrides": run.cell["overrides"],
+                "seed": run.seed,
+                **{key: run.result[key] for key in ("last", "best", "seconds", "parameters", "multiply_adds")},
+            }
+        )
+        + "\n"
+        for run in runs
+        if run.result
+    )
+
+
+def _short(key: str, value) -> str:
+    return str(value) if key == "model.name" else f"{key.split('.')[-1]}={value}"
+
+
+def _folder(name: str) -> str:
+    return re.sub(r"[^A-Za-z0-9._=+]+", "-", name).strip("-.") or "-"

@@ -1,0 +1,110 @@
+import json
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+from resnet_jax import UserError, loop
+from resnet_jax.errors import DivergedError
+from resnet_jax.logs import progress_bars, read_metrics
+from resnet_jax.runs import load_checkpoint
+from resnet_jax.together import shared_program, train_together
+from tests.tiny import tiny_config
+
+QUIET = Console(quiet=True)
+OWN = [{"seed": 0}, {"seed": 1}, {"seed": 1, "optim__lr": 0.05}]
+SETTINGS = {"augment__crop": 1, "augment__mixup": 0.2, "measure__layers": True, "log__every_steps": 10}
+
+
+def configs(**overrides):
+    return [tiny_config(**SETTINGS, **own, **overrides) for own in OWN]
+
+
+def together(configs, folder):
+    return train_together(configs, [folder / str(i) for i in range(len(configs))], QUIET, progress_bars(QUIET))
+
+
+def curves(folder):
+    """Everything in metrics.jsonl but the times, as {(split, step, name): value}."""
+    values = {}
+    for line in read_metrics(folder / "metrics.jsonl"):
+        for name, value in line.items():
+            if name not in ("step", "epoch", "split", "images_per_second", "input_wait"):
+                parts = value if isinstance(value, dict) else {"": value}
+                values |= {(line["split"], line["step"], name, part): number for part, number in parts.items()}
+    return values
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("alone")
+    for index, config in enumerate(configs()):
+        loop.train(config, folder / str(index), QUIET)
+    return [curves(folder / str(index)) for index in range(len(OWN))]
+
+
+def assert_same(folder, alone):
+    for index, expected in enumerate(alone):
+        found = curves(folder / str(index))
+        assert list(found) == list(expected)
+        np.testing.assert_allclose(list(found.values()), list(expected.values()), rtol=2e-3, atol=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("devices", [1, 4])
+def test_seeds_and_rates_in_one_program_give_the_curves_of_each_alone(tmp_path, alone, devices):
+    own = {} if devices == 1 else {"parallel__devices": 4, "norm__scope": "global"}
+    results = together(configs(**own), tmp_path)
+    assert_same(tmp_path, alone)
+    assert not np.allclose(list(alone[0].values()), list(alone[1].values()), rtol=1e-2)
+    for index, result in enumerate(results):
+        assert result == json.loads((tmp_path / str(index) / "result.json").read_text())
+        load_checkpoint(tmp_path / str(index))
+
+
+@pytest.mark.slow
+def test_runs_that_stopped_at_different_steps_end_as_each_alone(tmp_path, alone, monkeypatch):
+    from resnet_jax import together as module
+
+    class Killed(Exception):
+        pass
+
+    # The first run alone dies after its first checkpoint, the others before theirs.
+    def dies(self, step, state, stopping, after_step=loop.Session.after_step):
+        after_step(self, step, state, stopping)
+        if step >= 15:
+            raise Killed
+
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(loop.Session, "after_step", dies)
+        loop.train(configs()[0], tmp_path / "0", QUIET)
+    groups = []
+    train_group = module._train_group
+
+    def spied(sessions, stop_requested):
+        groups.append([session.step for session in sessions])
+        return train_group(sessions, stop_requested)
+
+    monkeypatch.setattr(module, "_train_group", spied)
+    together(configs(), tmp_path)
+    assert [len(group) for group in groups] == [2, 1]
+    assert groups[0] == [0, 0] and groups[1][0] > 0
+    assert_same(tmp_path, alone)
+
+
+@pytest.mark.slow
+def test_a_run_that_diverges_does_not_end_the_others(tmp_path, alone):
+    good, bad = configs()[:2]
+    bad.optim.lr = 1e30
+    results = together([good, bad], tmp_path)
+    assert isinstance(results[1], DivergedError)
+    assert "the last good checkpoint" in str(results[1]) or "no checkpoint was saved" in str(results[1])
+    assert_same(tmp_path, alone[:1])
+
+
+def test_runs_of_different_programs_are_refused(tmp_path):
+    different = [tiny_config(), tiny_config(augment__crop=0)]
+    assert len({shared_program(config) for config in different}) == 2
+    with pytest.raises(UserError, match="differ in seed and optim.lr alone"):
+        together(different, tmp_path)
+    assert not list(tmp_path.iterdir())
