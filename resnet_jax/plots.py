@@ -96,7 +96,7 @@ def plot_overlay(runs: Mapping[str, Sequence[dict]], target: str | pathlib.Path)
     figure, (error, loss) = plt.subplots(1, 2, figsize=(12, 5.5), layout="constrained")
     last_errors = []
     for (name, lines), (color, marker) in zip(runs.items(), _colors_and_markers(len(runs)), strict=True):
-        split = evaluated_split([lines]) or "test"
+        split = max(("test", "validation"), key=[line["split"] for line in lines].count)
         for drawn, width in (("train", 1.0), (split, 2.5)):
             for axes, metric in ((error, "accuracy"), (loss, "loss")):
                 epochs, values = _points(lines, drawn, metric)
@@ -142,18 +142,10 @@ def plot_error_curves(
             for curves, width in ((train, 0.9), (evaluated, 2.6)):
                 if name in curves:
                     steps, errors = curves[name]
-                    label = name if curves is evaluated or name not in evaluated else None
-                    _draw(
-                        axes,
-                        steps,
-                        errors.mean(axis=0),
-                        color=color,
-                        lw=width,
-                        marker=marker,
-                        ms=3 + 1.5 * width,
-                        label=label,
-                    )
+                    style = {"color": color, "lw": width, "marker": marker, "ms": 3 + 1.5 * width}
+                    _draw(axes, steps, errors.mean(axis=0), **style)
                     axes.fill_between(steps, errors.min(axis=0), errors.max(axis=0), color=color, alpha=0.15, lw=0)
+            axes.plot([], [], color=color, lw=2.6, marker=marker, ms=7, label=name)
         axes.plot([], [], color="black", lw=0.9, label="training")
         if evaluated:
             axes.plot([], [], color="black", lw=2.6, label=split)
@@ -161,9 +153,8 @@ def plot_error_curves(
         axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=3, fontsize=11)
     for axes in grid.flat[len(series) :]:
         axes.remove()
-    _scale_error_axis(
-        grid[0, 0], max(curve.errors.mean(axis=0)[-1] for c in (train, evaluated) for curve in c.values())
-    )
+    for axes in grid[:, 0]:
+        _scale_error_axis(axes, max(curve.errors[:, -1].max() for curve in (*train.values(), *evaluated.values())))
     _save(figure, target)
 
 
@@ -242,9 +233,12 @@ def plot_layers(cells: Sequence[Cell], panels: Sequence[Panel], target: str | pa
 
 
 def evaluated_split(runs: Sequence[Sequence[dict]]) -> str | None:
-    """The split that has a curve in all these runs, "test" before "validation", or None."""
-    for split in ("test", "validation"):
-        if runs and all(sum(line["split"] == split for line in lines) > 2 for lines in runs):
+    """The split whose error can be drawn while all these runs train, "test" before "validation", or None.
+
+    Two points on the test split are no curve: they may be the best and the last weights.
+    """
+    for split, fewest in (("test", 3), ("validation", 1)):
+        if runs and all(sum(line["split"] == split for line in lines) >= fewest for lines in runs):
             return split
     return None
 

@@ -3,13 +3,15 @@
 import argparse
 import base64
 import datetime
+import functools
 import html
 import json
 import os
 import pathlib
 import re
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
 
 import ml_collections
 import numpy as np
@@ -57,7 +59,7 @@ def write_report(study: ml_collections.ConfigDict, workdir: str | pathlib.Path) 
     sections = [
         f"# {_escape(study.title)}",
         "## What the data show\n\n" + _findings(finished),
-        *_figures(finished, workdir),
+        *(figure.section(workdir) for figure in _figures(finished)),
         _batch_statistics(finished),
         "## Results\n\n" + _table(study, cells),
         "## Missing runs\n\n" + _missing(runs),
@@ -191,53 +193,57 @@ def _errors_by_seed(runs: Sequence[StudyRun], kind: str) -> dict[int, float]:
     return {run.seed: 100 * (1 - run.result[weights][split]["accuracy"]) for run in runs}
 
 
-def _figures(finished: Mapping[str, list[StudyRun]], workdir: pathlib.Path) -> list[str]:
-    """Draw what the runs have measured; sections that show it."""
-    if not finished:
-        return []
+class _Figure(NamedTuple):
+    """A section of the report that is a picture; `draw` takes the file."""
+
+    heading: str
+    file: str
+    alt: str
+    note: str
+    draw: Callable[[pathlib.Path], None]
+
+    def section(self, workdir: pathlib.Path) -> str:
+        self.draw(workdir / "figures" / self.file)
+        return f"## {self.heading}\n\n![{_escape(self.alt)}](figures/{self.file})\n\n{self.note}"
+
+
+def _figures(finished: Mapping[str, list[StudyRun]]) -> list[_Figure]:
+    """Those that the runs have data for."""
     cells = [plots.Cell(name, runs[0].cell["series"], runs[0].result["depth"]) for name, runs in finished.items()]
-    names = "; ".join(finished)
-
-    def section(heading, file, alt, note):
-        return f"## {heading}\n\n![{_escape(alt)}: {_escape(names)}](figures/{file})\n\n{note}"
-
-    sections = []
-    split = plots.evaluated_split([run.lines for runs in finished.values() for run in runs])
-    train, evaluated = ({name: _curve(runs, s) for name, runs in finished.items()} for s in ("train", split or "test"))
-    plots.plot_error_curves(
-        cells, train, evaluated if split else {}, split or "", workdir / "figures" / "error_curves.png"
-    )
-    bold = f"bold: error on the {split} split; " if split else ""
-    sections.append(
-        section(
-            "Error while training",
-            "error_curves.png",
-            f"Training and {split or 'no other'} error against steps",
-            f"Thin: training error; {bold}mean over seeds. Shaded: from the least to the greatest of the seeds.",
+    figures = []
+    if train := _curves(finished, "train"):
+        split = plots.evaluated_split([run.lines for runs in finished.values() for run in runs]) or ""
+        bold = f"bold: error on the {split} split; " if split else ""
+        figures.append(
+            _Figure(
+                "Error while training",
+                "error_curves.png",
+                f"Training{' and ' * bool(split)}{split} error against steps of {', '.join(train)}",
+                f"Thin: training error; {bold}mean over seeds. Shaded: from the least to the greatest of the seeds.",
+                functools.partial(plots.plot_error_curves, cells, train, _curves(finished, split), split),
+            )
         )
-    )
-    by_depth = _series(finished)
-    if any(len(own) > 1 for own in by_depth.values()):
-        joined = [cell for cell in cells if cell.name in {n for own in by_depth.values() for n in own.values()}]
+    if any(len(own) > 1 for own in _series(finished).values()):
+        joined = [cell for cell in cells if cell.series]
         errors = {
             f"{kind.capitalize()} error": {
                 cell.name: np.array(list(_errors_by_seed(finished[cell.name], kind).values())) for cell in joined
             }
             for kind in ("training", "test")
         }
-        plots.plot_final_errors(joined, errors, workdir / "figures" / "final_errors.png")
-        sections.append(
-            section(
+        figures.append(
+            _Figure(
                 "Final error against depth",
                 "final_errors.png",
-                "Training and test error of the last weights against depth",
+                f"Training and test error of the last weights against depth of {', '.join(_series(finished))} nets",
                 "Mean over seeds; bars: standard deviation over seeds; dots: seeds.",
+                functools.partial(plots.plot_final_errors, joined, errors),
             )
         )
-    return sections + _layer_figures(finished, cells, workdir, section)
+    return figures + _layer_figures(finished, cells)
 
 
-def _layer_figures(finished, cells, workdir, section) -> list[str]:
+def _layer_figures(finished: Mapping[str, list[StudyRun]], cells: Sequence[plots.Cell]) -> list[_Figure]:
     responses = _measured(finished, "response_std", _last)
     gradients = [_measured(finished, "grad_norm", which, "_block") for which in (_at_initialisation, _last)]
     ratio, scale = (_measured(finished, measure, _last) for measure in ("branch_to_skip", "norm_scale"))
@@ -293,20 +299,24 @@ def _layer_figures(finished, cells, workdir, section) -> list[str]:
             ),
         ),
     )
-    sections = []
-    for heading, file, alt, note, panels in figures:
-        if panels := [panel for panel in panels if panel.values]:
-            plots.plot_layers(cells, panels, workdir / "figures" / file)
-            sections.append(section(heading, file, alt, note))
-    return sections
-
-
-def _curve(runs: Sequence[StudyRun], split: str) -> plots.Curve:
-    errors = [
-        {line["step"]: 100 * (1 - line["accuracy"]) for line in run.lines if line["split"] == split} for run in runs
+    return [
+        _Figure(
+            heading, file, f"{alt}: {', '.join(finished)}", note, functools.partial(plots.plot_layers, cells, drawn)
+        )
+        for heading, file, alt, note, panels in figures
+        if (drawn := [panel for panel in panels if panel.values])
     ]
-    steps = sorted(set.intersection(*map(set, errors)))
-    return plots.Curve(np.array(steps), np.array([[seed[step] for step in steps] for seed in errors]))
+
+
+def _curves(finished: Mapping[str, list[StudyRun]], split: str) -> dict[str, plots.Curve]:
+    """Errors on a split at the steps that all runs of a cell have, by cell."""
+    curves = {}
+    for name, runs in finished.items():
+        lines = [[line for line in run.lines if line["split"] == split] for run in runs]
+        errors = [{line["step"]: 100 * (1 - line["accuracy"]) for line in seed} for seed in lines]
+        if steps := sorted(set.intersection(*map(set, errors))):
+            curves[name] = plots.Curve(np.array(steps), np.array([[seed[step] for step in steps] for seed in errors]))
+    return curves
 
 
 def _at_initialisation(lines: Sequence[dict]) -> dict:
@@ -318,7 +328,7 @@ def _last(lines: Sequence[dict]) -> dict:
 
 
 def _measured(finished, measure, which, part="") -> dict[str, np.ndarray]:
-    """A measure of the layers called like `part`, (seeds, layers), by cell; of one line of each run's layers."""
+    """A measure, (seeds, layers), by cell, of the line that `which` picks, and the layers with `part` in their name."""
     found = {}
     for name, runs in finished.items():
         lines = [[line for line in run.lines if line["split"] == "layers"] for run in runs]
@@ -387,9 +397,9 @@ def _table(study: ml_collections.ConfigDict, cells: Mapping[str, list[StudyRun]]
             row["published test error, %"] = f"{published.value_percent:.2f} ({published.source}; {protocol})"
         rows.append(row)
     columns = [column for column in _COLUMNS if any(column in row for row in rows)]
-    parts = [_markdown_table(columns, [[row.get(column, "") for column in columns] for row in rows])]
-    parts += [f"Note {number}: what differs from {_escape(text)}." for text, number in notes.items()]
-    return "\n\n".join([*parts, _DEFINITIONS])
+    table = _markdown_table(columns, [[row.get(column, "") for column in columns] for row in rows])
+    differences = [f"Note {number}: what differs from {_escape(text)}." for text, number in notes.items()]
+    return "\n\n".join([table, *differences])
 
 
 _COLUMNS = (
@@ -436,8 +446,9 @@ def _foot(study: ml_collections.ConfigDict, workdir: pathlib.Path) -> str:
     versions = "\n".join(f"{key}: {value}" for key, value in environment.items())
     config = json.dumps(json.loads(study.to_json()), indent=2)
     return (
-        f"## How this was made\n\n{_code(command)}\n\nVersions (a git revision with + had local changes):\n\n"
-        f"{_code(versions)}\n\nThe study: the experiment, what its cells change, and the seeds.\n\n{_code(config)}"
+        f"## How this was made\n\n{_DEFINITIONS}\n\n{_code(command)}\n\n"
+        f"Versions (a git revision with + had local changes):\n\n{_code(versions)}\n\n"
+        f"The study: the experiment, what its cells change, and the seeds.\n\n{_code(config)}"
     )
 
 
