@@ -12,6 +12,7 @@ import matplotlib
 matplotlib.use("Agg")  # files only, no screen
 import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.ticker import LogLocator, MaxNLocator
 
 _MARKERS = "os^DvP*X"
 _LINE_STYLES = ("-", "--", ":", "-.")
@@ -53,7 +54,7 @@ class Panel(NamedTuple):
       title, xlabel, ylabel: with units.
       values: by name of cell, (seeds, positions).
       first: number of the first position.
-      yscale: "linear" or "log".
+      wide: the values may differ by orders of magnitude; where they do, the axis is logarithmic.
     """
 
     title: str
@@ -61,7 +62,7 @@ class Panel(NamedTuple):
     ylabel: str
     values: Mapping[str, np.ndarray]
     first: int = 1
-    yscale: str = "linear"
+    wide: bool = False
 
 
 def plot_run(lines: Sequence[dict], target: str | pathlib.Path) -> None:
@@ -226,7 +227,14 @@ def plot_layers(cells: Sequence[Cell], panels: Sequence[Panel], target: str | pa
                     markevery=every,
                     lw=1.4,
                 )
-        axes.set(title=panel.title, xlabel=panel.xlabel, ylabel=panel.ylabel, yscale=panel.yscale)
+        axes.set(title=panel.title, xlabel=panel.xlabel, ylabel=panel.ylabel)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        shown = np.concatenate([line.get_ydata() for line in axes.lines])
+        if panel.wide and shown.max() > 10 * shown.min():
+            axes.set_yscale("log")
+            axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            axes.yaxis.set_major_formatter("{x:g}")
+            axes.yaxis.set_minor_formatter("")
     names = [cell.name for cell in cells if cell.name in drawn]
     figure.legend([drawn[name] for name in names], names, loc="outside lower center", ncols=4, handlelength=3.5)
     _save(figure, target)

@@ -257,12 +257,13 @@ def _layer_figures(finished: Mapping[str, list[StudyRun]], cells: Sequence[plots
             "Standard deviation of each layer's response after normalisation, before the nonlinearity or the addition, "
             "at the last logged step, as in Figure 7 of He et al. 2015; mean over seeds.",
             (
-                plots.Panel("In order", in_order, "standard deviation", responses),
+                plots.Panel("In order", in_order, "standard deviation", responses, wide=True),
                 plots.Panel(
                     "Sorted",
                     "layer, by magnitude",
                     "standard deviation",
                     {name: -np.sort(-values.mean(axis=0, keepdims=True)) for name, values in responses.items()},
+                    wide=True,
                 ),
             ),
         ),
@@ -272,8 +273,8 @@ def _layer_figures(finished: Mapping[str, list[StudyRun]], cells: Sequence[plots
             "Gradient norm of each block at initialisation and at the end of training",
             "L2 norm of the loss's gradient by all weights of a block; mean over seeds.",
             (
-                plots.Panel("At initialisation", block, "gradient norm", gradients[0], yscale="log"),
-                plots.Panel("At the last logged step", block, "gradient norm", gradients[1], yscale="log"),
+                plots.Panel("At initialisation", block, "gradient norm", gradients[0], wide=True),
+                plots.Panel("At the last logged step", block, "gradient norm", gradients[1], wide=True),
             ),
         ),
         (
@@ -283,8 +284,8 @@ def _layer_figures(finished: Mapping[str, list[StudyRun]], cells: Sequence[plots
             "At the last logged step; mean over seeds. Ratio: root mean square of what a block's branch adds over that "
             "of what its shortcut adds. Scale: mean absolute scale (gamma) of each norm.",
             (
-                plots.Panel("Branch to skip", block, "ratio of root mean squares", ratio),
-                plots.Panel("Norm scale", in_order, "mean absolute scale", scale),
+                plots.Panel("Branch to skip", block, "ratio of root mean squares", ratio, wide=True),
+                plots.Panel("Norm scale", in_order, "mean absolute scale", scale, wide=True),
             ),
         ),
         (
@@ -471,7 +472,7 @@ def _escape(text: str) -> str:
 
 
 def _to_html(text: str, title: str, workdir: pathlib.Path) -> str:
-    body = MarkdownIt("commonmark", {"html": False}).enable("table").render(text)
+    body = MarkdownIt("commonmark").enable("table").render(text)
     for picture in set(re.findall(r'src="(figures/[^"]+)"', body)):
         data = base64.b64encode((workdir / picture).read_bytes()).decode()
         body = body.replace(f'src="{picture}"', f'src="data:image/png;base64,{data}"')

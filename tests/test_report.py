@@ -203,6 +203,26 @@ def test_figures_show_what_was_measured(complete):
     np.testing.assert_allclose(swapped, [90, 70])
 
 
+def test_cells_are_told_apart_in_grey_and_a_degenerate_net_stays_in_the_picture(tmp_path, monkeypatch):
+    figures = []
+    monkeypatch.setattr(plots, "_save", lambda figure, target: figures.append(figure))
+    depths = (20, 32, 56)
+    cells = [plots.Cell(f"{series}{depth}", series, depth) for series in ("plain", "residual") for depth in depths]
+    steps = np.arange(1, 5)
+    curves = {each.name: plots.Curve(steps, np.full((2, 4), 90.0 if each.name == "plain56" else 0.5)) for each in cells}
+    plots.plot_error_curves(cells, curves, curves, "test", tmp_path)
+    looks = []
+    for axes in figures[0].axes:
+        lines = [line for line in axes.lines if len(line.get_xdata()) == 4]
+        train, test = lines[::2], lines[1::2]
+        assert all(thin.get_linewidth() < bold.get_linewidth() for thin, bold in zip(train, test, strict=True))
+        looks.append([(line.get_color()[:3], line.get_marker()) for line in test])
+        assert axes.get_ylim()[0] < 0.5 and axes.get_ylim()[1] > 90
+    assert looks[0] == looks[1]
+    assert np.all(np.diff([np.dot((0.2126, 0.7152, 0.0722), color) for color, _ in looks[0]]) > 0.1)
+    assert len({marker for _, marker in looks[0]}) == 3
+
+
 class Page(html.parser.HTMLParser):
     """Tags and attributes of a page."""
 
