@@ -15,6 +15,7 @@ from rich.progress import Progress
 from rich.table import Table
 
 from resnet_jax import loop, report
+from resnet_jax.build import build_data
 from resnet_jax.command import parse_command, resolve_length
 from resnet_jax.environment import use_compilation_cache
 from resnet_jax.errors import InterruptedRun, UserError, command_line
@@ -22,6 +23,7 @@ from resnet_jax.estimate import Stopwatch
 from resnet_jax.logs import progress_bars
 from resnet_jax.study import StudyRun, check_study, collect, read_study, result_lines, run_config
 from resnet_jax.together import shared_program, speed_up, train_together
+from resnet_jax.validate import check_devices
 from resnet_jax.workdir import name_workdir, write_text
 
 _DEFAULT = pathlib.Path(__file__).parent.parent / "configs" / "ablations" / "digits.py"
@@ -52,6 +54,7 @@ def run_study(
       InterruptedRun: asked to stop; the run under way is saved.
     """
     check_study(study)
+    _check_surroundings(study)
     if only_cell is not None and not 0 <= only_cell < len(study.cells):
         raise UserError(f"--cell: expected 0 to {len(study.cells) - 1}, found {only_cell}; see --list")
     workdir = name_workdir(workdir, study)
@@ -76,6 +79,16 @@ def run_study(
                 )
             write_text(workdir / "results.jsonl", result_lines(collect(study, workdir)))
     return failed
+
+
+def _check_surroundings(study: ml_collections.ConfigDict) -> None:
+    for cell in study.cells:
+        config = run_config(study, cell, study.seeds[0])
+        try:
+            check_devices(config, jax.device_count(), jax.process_count())
+            build_data(config)
+        except UserError as error:
+            raise UserError(f"cell {cell['name']!r}: {error}") from None
 
 
 def _groups(study: ml_collections.ConfigDict, runs: list[StudyRun], console: Console) -> Iterator[list[StudyRun]]:

@@ -15,7 +15,7 @@ from resnet_jax.data.facts import DATASETS
 from resnet_jax.data.order import steps_for_epochs
 from resnet_jax.data.sources import Examples, load_splits
 from resnet_jax.metrics import add_sums
-from resnet_jax.models import create_model
+from resnet_jax.models import attributes_of, create_model
 from resnet_jax.models.layers import NORMS
 from resnet_jax.models.profile import Layer, profile
 from resnet_jax.models.resnet import ResNet
@@ -36,11 +36,12 @@ def build_model(config: ml_collections.ConfigDict, **batch_norm_settings) -> Res
         "group": {"groups": config.norm.groups, "epsilon": config.norm.epsilon},
         "none": {},
     }
+    if "norm" in attributes_of(config.model.name):
+        chosen["norm"] = functools.partial(NORMS[config.norm.name], **norm_settings[config.norm.name])
     return create_model(
         config.model.name,
         num_classes=DATASETS[config.data.name].num_classes,
         dtype=jnp.dtype(config.precision),
-        norm=functools.partial(NORMS[config.norm.name], **norm_settings[config.norm.name]),
         **chosen,
     )
 

@@ -6,7 +6,7 @@ import ml_collections
 
 from resnet_jax.data.facts import DATASETS
 from resnet_jax.errors import UserError, did_you_mean
-from resnet_jax.models import MODELS, SHORTCUTS, STEMS
+from resnet_jax.models import MODELS, SHORTCUTS, STEMS, attributes_of
 from resnet_jax.models.layers import NORMS
 from resnet_jax.optim import OPTIMIZERS, SCHEDULES
 from resnet_jax.parallel import WRAPPERS
@@ -95,6 +95,8 @@ def check_config(config: ml_collections.ConfigDict) -> None:
             f"norm.scope: only batch statistics are shared by devices; norm.name={config.norm.name} needs local, found "
             f"{config.norm.scope}"
         )
+    if config.norm.name != "batch" and "norm" not in attributes_of(config.model.name):
+        raise UserError(f"norm.name: {config.model.name} has no norms, found {config.norm.name}; leave it at batch")
     classes = DATASETS[config.data.name].num_classes
     if config.model.num_classes not in (None, classes):
         raise UserError(

@@ -1,0 +1,203 @@
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from rich.console import Console
+
+from resnet_jax import UserError, ablate
+from resnet_jax.study import cell, grid, make_study
+from tests.tiny import tiny_config
+
+ROOT = pathlib.Path(__file__).parent.parent
+QUIET = Console(quiet=True)
+
+FILE = """
+from resnet_jax.study import cell, make_study
+from tests.tiny import tiny_config
+
+def get_config():
+    experiment = tiny_config(train__steps=120, eval__every_epochs=1.0, eval__test_curve=True, measure__layers=True)
+    cells = [cell("residual", {}, "residual"), cell("plain", {"model.shortcut": "none"}, "plain")]
+    return make_study("Tiny nets", experiment, cells, seeds=(0, 1))
+"""
+
+
+def tiny_study(cells, seeds=(0,), **overrides):
+    return make_study("Tiny nets", tiny_config(train__steps=5, **overrides), cells, seeds=seeds)
+
+
+def lines(workdir):
+    """results.jsonl without the times."""
+    found = [json.loads(line) for line in (workdir / "results.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in line.items() if key != "seconds"} for line in found]
+
+
+@pytest.mark.slow
+def test_a_study_has_one_result_for_each_cell_and_seed_and_runs_none_twice(tmp_path, monkeypatch):
+    study = tiny_study(grid({"model.shortcut": ("none", "A")}), seeds=(3, 4))
+    assert ablate.run_study(study, tmp_path, QUIET) == []
+    found = lines(tmp_path)
+    assert [(line["name"], line["seed"], line["overrides"]) for line in found] == [
+        ("shortcut=none", 3, {"model.shortcut": "none"}),
+        ("shortcut=none", 4, {"model.shortcut": "none"}),
+        ("shortcut=A", 3, {"model.shortcut": "A"}),
+        ("shortcut=A", 4, {"model.shortcut": "A"}),
+    ]
+    for line in found:
+        folder = tmp_path / "cells" / line["name"] / f"seed{line['seed']}"
+        result = json.loads((folder / "result.json").read_text())
+        assert line["last"] == result["last"] and line["best"] == result["best"]
+        assert line["last"].keys() == {"step", "train", "validation", "test"}
+        assert json.loads((folder / "config.json").read_text())["seed"] == line["seed"]
+    assert len({json.dumps(line["last"]) for line in found}) == 4
+    monkeypatch.setattr(ablate.loop, "train", lambda *_: pytest.fail("a finished run was run again"))
+    assert ablate.run_study(study, tmp_path, QUIET) == []
+    assert lines(tmp_path) == found
+
+
+@pytest.mark.slow
+def test_one_cell_can_be_run_alone(tmp_path):
+    study = tiny_study(grid({"optim.lr": (0.1, 0.2)}))
+    ablate.run_study(study, tmp_path, QUIET, only_cell=1)
+    assert [line["name"] for line in lines(tmp_path)] == ["lr=0.2"]
+    for wrong in (-1, 2):
+        with pytest.raises(UserError, match=f"--cell: expected 0 to 1, found {wrong}"):
+            ablate.run_study(study, tmp_path, QUIET, only_cell=wrong)
+
+
+@pytest.mark.slow
+def test_a_failing_cell_does_not_stop_the_rest_and_is_tried_again(tmp_path, monkeypatch):
+    study = tiny_study([cell("diverges", {"optim.lr": 1e30}), cell("breaks", {"seed": 0}), cell("works", {})])
+    train = ablate.loop.train
+
+    def breaking(config, folder, *rest):
+        if "breaks" in str(folder):
+            raise RuntimeError("out of memory\nin some layer")
+        return train(config, folder, *rest)
+
+    monkeypatch.setattr(ablate.loop, "train", breaking)
+    for _ in range(2):
+        failed = ablate.run_study(study, tmp_path, QUIET)
+        assert [run.cell["name"] for run in failed] == ["diverges", "breaks"]
+        assert [line["name"] for line in lines(tmp_path)] == ["works"]
+        texts = {run.cell["name"]: (run.folder / "error.txt").read_text() for run in failed}
+        assert "is inf" in texts["diverges"] or "is nan" in texts["diverges"]
+        assert texts["breaks"].startswith("RuntimeError: out of memory\n")
+        assert "in breaking" in texts["breaks"]  # the traceback
+    monkeypatch.setattr(ablate.loop, "train", train)
+    assert [run.cell["name"] for run in ablate.run_study(study, tmp_path, QUIET)] == ["diverges"]
+    assert not (failed[1].folder / "error.txt").exists()
+
+
+@pytest.mark.parametrize(
+    ("cells", "message"),
+    [
+        (grid({"optim.lrr": (1,)}), "optim.lrr"),
+        ([], "empty grid"),
+        ([cell("a", {}), cell("a", {})], "different names"),
+        ([cell("a", {}), cell("b", {"parallel.devices": 9})], "cell 'b': parallel.devices: expected at most the 4"),
+        ([cell("a", {}), cell("b", {"data.name": "kmnist", "data.data_dir": "/nowhere"})], "kmnist is not prepared"),
+    ],
+)
+def test_bad_studies_are_refused_before_anything_runs(tmp_path, cells, message):
+    with pytest.raises(UserError, match=message):
+        ablate.run_study(tiny_study(cells), tmp_path / "study", QUIET)
+    assert not (tmp_path / "study").exists()
+
+
+@pytest.mark.slow
+def test_the_workdir_of_another_study_or_of_a_run_is_refused(tmp_path):
+    ablate.run_study(tiny_study([cell("a", {})]), tmp_path, QUIET)
+    with pytest.raises(UserError, match="(?s)belongs to another config.*experiment.optim.lr: 0.1 .* 0.2 given"):
+        ablate.run_study(tiny_study([cell("a", {})], optim__lr=0.2), tmp_path, QUIET)
+    with pytest.raises(UserError, match="belongs to another config"):
+        ablate.run_study(tiny_study([cell("a", {})]), tmp_path / "cells" / "a" / "seed0", QUIET)
+
+
+@pytest.mark.slow
+def test_several_seeds_at_once_give_the_results_of_each_alone(tmp_path, capsys):
+    study = tiny_study([cell("a", {}), cell("b", {"optim.lr": 0.2})], seeds=(0, 1))
+    ablate.run_study(study, tmp_path / "alone", QUIET)
+    study.runs_at_once = 4
+    ablate.run_study(study, tmp_path / "together", Console())
+    assert "4 runs at once: " in capsys.readouterr().out  # and how much faster that is
+    for alone, together in zip(lines(tmp_path / "alone"), lines(tmp_path / "together"), strict=True):
+        assert alone["last"]["test"] == pytest.approx(together["last"]["test"], rel=1e-3)
+
+
+def command(folder, *arguments):
+    (folder / "mine.py").write_text(FILE)
+    code = "import tests.tiny, resnet_jax.ablate as a; a.main()"  # the tiny net has to be registered first
+    return [sys.executable, "-c", code, f"--config={folder}/mine.py", f"--workdir={folder}/study", *arguments]
+
+
+def run_command(folder, *arguments):
+    return subprocess.run(command(folder, *arguments), cwd=ROOT, capture_output=True, text=True)
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("uninterrupted")
+    process = run_command(folder)
+    assert process.returncode == 0, process.stderr
+    return folder / "study"
+
+
+def curves(study):
+    return {
+        path.relative_to(study): [
+            {key: value for key, value in json.loads(line).items() if key not in ("images_per_second", "input_wait")}
+            for line in path.read_text().splitlines()
+        ]
+        for path in study.rglob("metrics.jsonl")
+    }
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("lines_before", [1, 7])
+def test_a_study_that_was_killed_ends_as_one_that_was_not(tmp_path, uninterrupted, lines_before):
+    def logged():
+        return sum(len(path.read_text().splitlines()) for path in tmp_path.rglob("metrics.jsonl"))
+
+    process = subprocess.Popen(command(tmp_path), cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    while logged() < lines_before and process.poll() is None:
+        time.sleep(0.01)
+    os.kill(process.pid, signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    before = run_command(tmp_path, "--report")
+    assert before.returncode == 0, before.stderr
+    assert "missing" in (tmp_path / "study" / "report.md").read_text()
+    assert run_command(tmp_path).returncode == 0
+    assert lines(tmp_path / "study") == lines(uninterrupted)
+    assert curves(tmp_path / "study") == curves(uninterrupted)
+    figures = {path.name for path in (uninterrupted / "figures").iterdir()}
+    for name in figures:
+        ours, theirs = (path / "figures" / name for path in (tmp_path / "study", uninterrupted))
+        assert ours.read_bytes() == theirs.read_bytes()
+
+
+@pytest.mark.slow
+def test_the_command_lists_the_cells_and_runs_nothing(tmp_path, uninterrupted):
+    process = run_command(uninterrupted.parent, "--list")
+    assert process.returncode == 0
+    assert "residual" in process.stdout and "2 of 2" in process.stdout and "time left: 0:00:00" in process.stdout
+    process = run_command(tmp_path, "--list")
+    assert "0 of 2" in process.stdout and "from 5 steps of tiny" in process.stdout
+    assert not (tmp_path / "study").exists()
+
+
+@pytest.mark.slow
+def test_a_bad_command_line_is_one_message_and_status_2(tmp_path):
+    for argument, message in (
+        ("--config.experiment.optim.lrr=1", "did you mean 'lr'"),
+        ("--cell=9", "--cell: expected 0 to 1, found 9"),
+        ("--report", "found no config.json"),
+    ):
+        process = run_command(tmp_path, argument)
+        assert process.returncode == 2 and message in process.stderr and "Traceback" not in process.stderr
+        assert not (tmp_path / "study").exists()
