@@ -6,6 +6,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from resnet_jax.models.layers import no_shortcut
+
 
 def make_layer_measures(model, *, mean: Callable) -> Callable:
     """A function `(variables, batch, key) -> measures` that looks at a net in training mode and changes nothing.
@@ -84,15 +86,16 @@ def statistics_of_moments(moments: dict) -> dict:
     return _map_statistics(lambda mean, square: {"mean": mean, "var": square - mean**2}, moments)
 
 
-def lesions(variables: dict) -> Iterator[tuple[str, str, dict]]:
+def lesions(model, variables: dict) -> Iterator[tuple[str, str, dict]]:
     """(kind, name, variables) of the net with each block "removed", then with neighbours "swapped".
 
     Removed: the branch gives zero and the shortcut, projections included, is all that remains (Veit et al. 2016,
-    section 4.1). Swapped: two neighbours of a stage exchange all their weights (section 4.3, in its smallest step);
-    only where these have the same shapes.
+    section 4.1); not in a plain net, where nothing would. Swapped: two neighbours of a stage exchange all their weights
+    (section 4.3, in its smallest step); only where these have the same shapes.
     """
-    blocks = [name for name in block_names(variables["params"])]
-    for block in blocks:
+    blocks = block_names(variables["params"])
+    is_plain = getattr(model, "shortcut", None) is no_shortcut
+    for block in [] if is_plain else blocks:
         branch_off = {
             name: part if name.startswith(_SHORTCUT_LAYERS) else jax.tree.map(jnp.zeros_like, part)
             for name, part in variables["params"][block].items()

@@ -50,7 +50,7 @@ class LayerProbe:
 def probe_lesions(run: Run, variables: dict, split: str) -> dict:
     """Accuracy on a split with all blocks, without each ("removed"), and with neighbours exchanged ("swapped")."""
     scores = {"accuracy": means(run.evaluate(variables, split))["accuracy"], "removed": {}, "swapped": {}}
-    for kind, name, damaged in lesions(variables):
+    for kind, name, damaged in lesions(run.model, variables):
         scores[kind][name] = means(run.evaluate(damaged, split))["accuracy"]
     return scores
 

@@ -71,11 +71,16 @@ def train_together(
 
 
 class Together:
-    """Runs of one program, side by side: states, feeds and sums have a leading axis for them."""
+    """Runs of one program, side by side: states, feeds and sums have a leading axis for them.
+
+    Attributes:
+      train_steps: as `Run.train_steps`.
+    """
 
     def __init__(self, runs: Sequence[Run]):
         self._run, own = runs[0], [run.own_feed for run in runs]
         self._own_feed = {name: np.stack([feed[name] for feed in own]) for name in own[0]}
+        self.train_steps = functools.cache(self._compile_train_steps)
         train = self._run.config.train
         self._loader = TrainLoader(
             self._run.splits["train"],
@@ -89,9 +94,7 @@ class Together:
         """As `Run.feed`."""
         return {**self._loader.feed(step), **self._own_feed}
 
-    @functools.cache  # noqa: B019  (a few numbers of steps, for as long as the runs last)
-    def train_steps(self, count: int) -> Callable:
-        """As `Run.train_steps`."""
+    def _compile_train_steps(self, count: int) -> Callable:
         own = dict.fromkeys(("orders", *self._own_feed), 0)
         shared = dict.fromkeys(("images", "labels", "offset"))
         steps = jax.vmap(self._run.uncompiled_steps(count), in_axes=(0, own | shared))

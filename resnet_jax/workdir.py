@@ -92,7 +92,9 @@ def write_json(path: pathlib.Path, value: dict) -> None:
 
 def write_text(path: pathlib.Path, text: str) -> None:
     """Write as a whole, even where several processes write at once."""
-    with tempfile.NamedTemporaryFile("w", dir=path.parent, prefix=path.name, suffix=".tmp", delete=False) as file:
+    with tempfile.NamedTemporaryFile(
+        "w", encoding="utf-8", dir=path.parent, prefix=path.name, suffix=".tmp", delete=False
+    ) as file:
         file.write(text)
     os.chmod(file.name, 0o666 & ~_UMASK)  # a temporary file is its owner's alone
     os.replace(file.name, path)

@@ -100,8 +100,8 @@ def test_layers_are_measured_at_the_start_at_logged_steps_and_at_the_end(every, 
     assert not LayerProbe(Run(tiny_config())).is_due(0)
 
 
-def damaged(variables, kind):
-    return {name: damaged for found, name, damaged in lesions(variables) if found == kind}
+def damaged(model, variables, kind):
+    return {name: damaged for found, name, damaged in lesions(model, variables) if found == kind}
 
 
 def features(model, variables):
@@ -118,7 +118,7 @@ def test_without_its_branch_a_block_gives_what_comes_by_the_shortcut(overrides):
         overrides = {"norm": lambda **settings: layers.group_norm(groups=2, **settings)}
     model = net(**overrides)
     variables = random_variables(model)
-    lesioned = damaged(variables, "removed")
+    lesioned = damaged(model, variables, "removed")
     assert list(lesioned) == ["stage1_block1", "stage2_block1"]
     whole, removed = features(model, variables), features(model, lesioned["stage1_block1"])
     np.testing.assert_array_equal(removed["stem"], whole["stem"])
@@ -133,7 +133,7 @@ def test_without_its_branch_a_block_gives_what_comes_by_the_shortcut(overrides):
 def test_a_projection_stays_when_the_branch_goes():
     model = net(shortcut="C")
     variables = random_variables(model)
-    removed = features(model, damaged(variables, "removed")["stage1_block1"])
+    removed = features(model, damaged(model, variables, "removed")["stage1_block1"])
     block, statistics = variables["params"]["stage1_block1"], variables["batch_stats"]["stage1_block1"]["downsample_bn"]
     projected = removed["stem"] @ block["downsample_conv"]["kernel"][0, 0]
     normalised = (projected - statistics["mean"]) / np.sqrt(statistics["var"] + 1e-5)
@@ -141,10 +141,15 @@ def test_a_projection_stays_when_the_branch_goes():
     np.testing.assert_allclose(removed["stage1"], expected, rtol=1e-4, atol=1e-5)
 
 
+def test_in_a_plain_net_neighbours_are_swapped_but_nothing_is_removed():
+    model = create_model("tiny", num_classes=10, stage_sizes=(2, 2), shortcut="none")
+    assert [kind for kind, _, _ in lesions(model, random_variables(model))] == ["swapped"]
+
+
 def test_swapped_neighbours_work_in_the_other_order():
     model = create_model("tiny", num_classes=10, stage_sizes=(2, 2))
     variables = random_variables(model)
-    swapped = damaged(variables, "swapped")
+    swapped = damaged(model, variables, "swapped")
     assert list(swapped) == ["stage1_block1, stage1_block2"]  # those of stage 2 have different shapes
     block = BasicBlock(4, 1, layers.zero_pad_shortcut, _norm, None, jnp.float32)
     x = features(model, variables)["stem"]

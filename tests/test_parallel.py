@@ -42,6 +42,14 @@ def test_shard_map_and_pmap_give_equal_results():
     jax.tree.map(np.testing.assert_array_equal, state.variables, pmap_state.variables)
 
 
+def test_runs_that_differ_in_seed_and_rate_share_one_program():
+    programs = set()
+    for own in ({"seed": 0}, {"seed": 1}, {"optim__lr": 0.3}):
+        run = Run(tiny_config(augment__mixup=0.2, optim__schedule="step", optim__warmup_steps=3, **own))
+        programs.add(run.train_steps(1).lower(run.state_shapes, run.feed(0)).as_text())
+    assert len(programs) == 1
+
+
 def test_groups_of_all_devices_are_global_and_groups_of_one_are_local():
     scopes = {
         "global": {"norm__scope": "global"},

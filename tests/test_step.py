@@ -97,6 +97,25 @@ def test_training_updates_running_statistics_with_flax_momentum():
     np.testing.assert_allclose(new.batch_stats["bn1"]["var"], 0.9 + 0.1 * conv.var((0, 1, 2)), rtol=1e-5)
 
 
+class Dropout(nn.Module):
+    """A net that says which inputs it kept."""
+
+    @nn.compact
+    def __call__(self, images, *, train):
+        kept = nn.Dropout(0.5, deterministic=not train)(jnp.ones((len(images), 10)))
+        return kept * self.param("scale", nn.initializers.ones, (1, 10))
+
+
+@pytest.mark.parametrize("microbatches", [1, 4])
+def test_dropout_follows_the_key(microbatches):
+    optimizer = optax.sgd(1.0)
+    state = start(Dropout(), optimizer)
+    step = jax.jit(make_train_step(Dropout(), optimizer, microbatches=microbatches))
+    same, again, other = (step(state, BATCH, jax.random.key(seed))[0].params["scale"] for seed in (1, 1, 2))
+    np.testing.assert_array_equal(same, again)
+    assert not np.array_equal(same, other)
+
+
 def test_evaluation_uses_running_statistics_so_that_examples_do_not_touch_each_other():
     model = create_model("tiny", num_classes=10)
     variables = model.init(KEY, IMAGES, train=False)

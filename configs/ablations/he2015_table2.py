@@ -37,7 +37,7 @@ def get_experiment():
 
 def get_config():
     cells = [
-        cell(f"{name}{depth}", {"model.name": f"resnet{depth}", "model.shortcut": shortcut}, series)
+        cell(f"{name}{depth}", {"model.name": f"{name}{depth}", "model.shortcut": shortcut}, series)
         for name, shortcut, series in (("plain", "none", "plain"), ("resnet", "A", "residual"))
         for depth in (18, 34)
     ]

@@ -10,6 +10,6 @@ from resnet_jax.study import cell, make_study
 
 
 def get_config():
-    names = {"none": "plain34", "A": "resnet34, A", "B": "resnet34, B", "C": "resnet34, C"}
-    cells = [cell(name, {"model.name": "resnet34", "model.shortcut": shortcut}) for shortcut, name in names.items()]
+    cells = [cell("plain34", {"model.name": "plain34", "model.shortcut": "none"})]
+    cells += [cell(f"resnet34, {o}", {"model.name": "resnet34", "model.shortcut": o}) for o in ("A", "B", "C")]
     return make_study("He et al. 2015, Table 3: ImageNet", get_experiment(), cells)
