@@ -4,7 +4,7 @@ import contextlib
 import json
 import os
 import pathlib
-import tempfile
+import uuid
 from collections.abc import Iterator
 
 import ml_collections
@@ -16,8 +16,6 @@ try:
     import fcntl
 except ImportError:  # not on Windows: there two runs in one folder are not told apart
     fcntl = None
-
-os.umask(_UMASK := os.umask(0))  # the only way to read it
 
 
 @contextlib.contextmanager
@@ -92,12 +90,9 @@ def write_json(path: pathlib.Path, value: dict) -> None:
 
 def write_text(path: pathlib.Path, text: str) -> None:
     """Write as a whole, even where several processes write at once."""
-    with tempfile.NamedTemporaryFile(
-        "w", encoding="utf-8", dir=path.parent, prefix=path.name, suffix=".tmp", delete=False
-    ) as file:
-        file.write(text)
-    os.chmod(file.name, 0o666 & ~_UMASK)  # a temporary file is its owner's alone
-    os.replace(file.name, path)
+    temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex}.tmp")
+    temporary.write_text(text, encoding="utf-8")
+    os.replace(temporary, path)
 
 
 def _check_config(workdir: pathlib.Path, config: ml_collections.ConfigDict) -> None:
