@@ -19,7 +19,8 @@ from resnet_jax.data.device import TrainLoader
 from resnet_jax.environment import use_compilation_cache
 from resnet_jax.errors import DivergedError, InterruptedRun, UserError
 from resnet_jax.estimate import seconds_per_step
-from resnet_jax.loop import Session, open_session, stop_requests, train_session
+from resnet_jax.loop import stop_requests, train_session
+from resnet_jax.session import Session, open_session
 from resnet_jax.step import TrainState
 from resnet_jax.workdir import claim_workdir
 

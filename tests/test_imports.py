@@ -22,6 +22,7 @@ LEVELS = [
     {"validate"},
     {"build", "study"},
     {"runs", "screens", "probes", "estimate"},
+    {"session"},
     {"loop", "evaluate", "summary", "report"},
     {"together"},
     {"ablate"},
@@ -66,12 +67,13 @@ def test_models_and_data_know_nothing_of_the_rest():
 
 
 def test_config_keys_are_read_in_few_files():
-    key = re.compile(r"config\.(model|norm|data|augment|train|optim|parallel|eval|checkpoint|log)\.")
+    key = re.compile(r"config\.(model|norm|data|augment|train|optim|parallel|eval|measure|checkpoint|log)\.")
     readers = {module for module, path in FILES.items() if key.search(path.read_text())}
-    # `loop` and `runs` ask which checkpoints are kept, `loop` and `probes` what is measured, `estimate` how long a run
-    # is, `evaluate` asks for one device; `command` sets the length; `screens`, `published`, `prepare` print keys.
-    names = ("build", "validate", "loop", "runs", "probes", "estimate", "evaluate", "command", "screens", "published")
-    assert readers <= {f"resnet_jax.{name}" for name in (*names, "data.prepare")}
+    # `session` and `runs` ask which checkpoints are kept, `session` and `probes` what is measured, `estimate` how long
+    # a run is, `loop` whether there are other processes, `evaluate` asks for one device; `command` sets the length;
+    # `screens` and `prepare` print keys.
+    names = "build validate session runs probes estimate loop evaluate command screens data.prepare"
+    assert readers <= {f"resnet_jax.{name}" for name in names.split()}
 
 
 @pytest.mark.parametrize("package", ["tensorflow", "torch", "keras"])

@@ -8,6 +8,7 @@ from resnet_jax import UserError, loop
 from resnet_jax.errors import DivergedError
 from resnet_jax.logs import progress_bars, read_metrics
 from resnet_jax.runs import load_checkpoint
+from resnet_jax.session import Session
 from resnet_jax.together import shared_program, train_together
 from tests.tiny import tiny_config
 
@@ -70,13 +71,13 @@ def test_runs_that_stopped_at_different_steps_end_as_each_alone(tmp_path, alone,
         pass
 
     # The first run alone dies after its first checkpoint, the others before theirs.
-    def dies(self, step, state, stopping, after_step=loop.Session.after_step):
+    def dies(self, step, state, stopping, after_step=Session.after_step):
         after_step(self, step, state, stopping)
         if step >= 15:
             raise Killed
 
     with monkeypatch.context() as patch, pytest.raises(Killed):
-        patch.setattr(loop.Session, "after_step", dies)
+        patch.setattr(Session, "after_step", dies)
         loop.train(configs()[0], tmp_path / "0", QUIET)
     groups = []
     train_group = module._train_group
