@@ -5,9 +5,11 @@
 
 Hardware: 2 CPU cores. No download.
 
-The recipe is that of He et al. 2015, section 4.2, shortened: SGD with momentum 0.9, rate 0.1, and blocks that do not
-begin as the identity, so that nothing but the shortcuts helps the deep nets. Two epochs of warm-up for all of them:
-without, 12 epochs are too few for the residual nets of 32 layers and more (the paper warms up its net of 110 layers).
+The recipe follows He et al. 2015, section 4.2: SGD with momentum 0.9, weight decay 1e-4, and blocks that do not begin
+as the identity, so that nothing but the shortcuts helps the deep nets. But it lasts 15 epochs only, and in so few the
+paper's rate of 0.1 without a warm-up leaves some residual nets of 32 layers and more behind, too. So all nets get 3
+epochs of warm-up (the paper warms up its net of 110 layers) and half the rate: with that resnet56 learned its training
+set with each of the seeds 0 to 4. It was chosen for the residual nets; nothing was chosen for the plain ones.
 """
 
 from configs import default
@@ -17,8 +19,9 @@ from resnet_jax.study import cell, make_study
 def get_config():
     experiment = default.get_config()
     experiment.augment.crop = 0
-    experiment.train.epochs = 12.0
-    experiment.optim.warmup_epochs = 2.0
+    experiment.train.epochs = 15.0
+    experiment.optim.lr = 0.05
+    experiment.optim.warmup_epochs = 3.0
     experiment.eval.test_curve = True
     experiment.measure.layers = True
     experiment.measure.lesions = True

@@ -3,7 +3,7 @@
     python -m resnet_jax.ablate --config=configs/ablations/shortcuts.py --workdir=runs/ablation-shortcuts
     python -m resnet_jax.ablate --config=configs/ablations/shortcuts.py:cifar10 --workdir=runs/ablation-shortcuts-cifar
 
-Hardware: 2 CPU cores for the digits (44 layers, 12 epochs), GPUs for CIFAR-10 (110 layers, the paper's recipe; not run
+Hardware: 2 CPU cores for the digits (44 layers, 15 epochs), GPUs for CIFAR-10 (110 layers, the paper's recipe; not run
 by us yet). He et al. 2016 (arXiv:1603.05027), Table 1, compares some of these at 110 layers.
 """
 
