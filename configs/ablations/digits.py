@@ -26,6 +26,7 @@ def get_config():
     experiment.measure.layers = True
     experiment.measure.lesions = True
     experiment.measure.precise_statistics = True
+    experiment.log.every_steps = 1000  # at evaluations only: another line between two would be of a batch or so
     return make_study("Residual against plain nets on digits", experiment, plain_and_residual((20, 32, 44, 56)))
 
 
