@@ -21,6 +21,7 @@ from resnet_jax.environment import use_compilation_cache
 from resnet_jax.errors import InterruptedRun, UserError, command_line
 from resnet_jax.estimate import Stopwatch
 from resnet_jax.logs import progress_bars
+from resnet_jax.parallel import is_main_process, join_processes
 from resnet_jax.study import StudyRun, check_study, collect, read_study, result_lines, run_config
 from resnet_jax.together import shared_program, speed_up, train_together
 from resnet_jax.validate import check_devices
@@ -57,7 +58,7 @@ def run_study(
     _check_surroundings(study)
     if only_cell is not None and not 0 <= only_cell < len(study.cells):
         raise UserError(f"--cell: expected 0 to {len(study.cells) - 1}, found {only_cell}; see --list")
-    workdir = name_workdir(workdir, study)
+    workdir = name_workdir(workdir, study, write=is_main_process())
     use_compilation_cache()
     chosen = study.cells if only_cell is None else [study.cells[only_cell]]
     runs = [run for run in collect(study, workdir) if run.cell in chosen]
@@ -77,7 +78,8 @@ def run_study(
                     markup=False,
                     soft_wrap=True,
                 )
-            write_text(workdir / "results.jsonl", result_lines(collect(study, workdir)))
+            if is_main_process():
+                write_text(workdir / "results.jsonl", result_lines(collect(study, workdir)))
     return failed
 
 
@@ -114,9 +116,10 @@ def _train(study: ml_collections.ConfigDict, group: list[StudyRun], bars: Progre
     """What each run ends with: its result, or the error that is written to its folder."""
     quiet = Console(quiet=True)
     configs, folders = [_config(study, run) for run in group], [run.folder for run in group]
-    for folder in folders:
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "error.txt").unlink(missing_ok=True)
+    if is_main_process():
+        for folder in folders:
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / "error.txt").unlink(missing_ok=True)
     try:
         if len(group) == 1:
             outcomes = [loop.train(configs[0], folders[0], quiet, bars)]
@@ -127,7 +130,7 @@ def _train(study: ml_collections.ConfigDict, group: list[StudyRun], bars: Progre
     except Exception as error:  # whatever goes wrong in one cell, the others are worth running
         outcomes = [error] * len(group)
     for folder, outcome in zip(folders, outcomes, strict=True):
-        if isinstance(outcome, Exception):
+        if isinstance(outcome, Exception) and is_main_process():
             details = [] if isinstance(outcome, UserError) else ["", *traceback.format_exception(outcome)]
             write_text(folder / "error.txt", "\n".join([_one_line(outcome), *details]))
     return outcomes
@@ -192,8 +195,11 @@ def main(argv: list[str] | None = None) -> None:
 
     with command_line():
         command = parse_command(argv or sys.argv, _DEFAULT, __doc__, define)
-        values, study, console = command.values, command.config, Console()
+        values, study = command.values, command.config
         resolve_length(study.experiment, (key.removeprefix("experiment.") for key in command.overrides))
+        if study.experiment.parallel.distributed:
+            join_processes()
+        console = Console(quiet=not is_main_process())
         workdir = pathlib.Path(values.workdir or pathlib.Path("runs") / f"ablation-{command.experiment}")
         if values.list:
             print_cells(study, workdir, console)
@@ -201,7 +207,7 @@ def main(argv: list[str] | None = None) -> None:
             _write_report(read_study(workdir), workdir, console)
         else:
             failed = run_study(study, workdir, console, values.cell)
-            if values.cell is None:
+            if values.cell is None and is_main_process():
                 _write_report(study, workdir, console)
             if failed:
                 raise FailedRuns(

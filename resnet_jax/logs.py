@@ -32,7 +32,11 @@ class MetricsLog:
             return
         path = workdir / "metrics.jsonl"
         lines = read_metrics(path) if path.exists() else []
-        kept = [line for line in lines if 0 < after_step >= line["step"] and (test_curve or line["split"] != "test")]
+        kept = [
+            line
+            for line in lines
+            if after_step and line["step"] <= after_step and (test_curve or line["split"] != "test")
+        ]
         temporary = path.with_name(path.name + ".tmp")
         temporary.write_text("".join(json.dumps(line) + "\n" for line in kept))
         os.replace(temporary, path)

@@ -20,6 +20,7 @@ from resnet_jax.environment import use_compilation_cache
 from resnet_jax.errors import DivergedError, InterruptedRun, UserError
 from resnet_jax.estimate import seconds_per_step
 from resnet_jax.loop import stop_requests, train_session
+from resnet_jax.parallel import is_main_process
 from resnet_jax.session import Session, open_session
 from resnet_jax.step import TrainState
 from resnet_jax.workdir import claim_workdir
@@ -62,7 +63,7 @@ def train_together(
         sessions = []
         for config, workdir in zip(configs, workdirs, strict=True):
             run = Run(config)
-            folder = stack.enter_context(claim_workdir(workdir, config))
+            folder = stack.enter_context(claim_workdir(workdir, config, write=is_main_process()))
             sessions.append(stack.enter_context(open_session(run, folder, console, bars)))
         outcomes = {}
         for step in sorted({session.step for session in sessions}):

@@ -34,7 +34,6 @@ def claim_workdir(
     if not write:
         yield workdir
         return
-    _check_config(workdir, config)
     with contextlib.ExitStack() as stack:
         with _writing(workdir):
             workdir.mkdir(parents=True, exist_ok=True)
@@ -45,14 +44,23 @@ def claim_workdir(
         yield workdir
 
 
-def name_workdir(path: str | pathlib.Path, config: ml_collections.ConfigDict) -> pathlib.Path:
+def name_workdir(path: str | pathlib.Path, config: ml_collections.ConfigDict, write: bool = True) -> pathlib.Path:
     """As `claim_workdir`, but others with the same config may use it at the same time."""
     workdir = pathlib.Path(path).expanduser().absolute()
-    _check_config(workdir, config)
+    if not write:
+        return workdir
+    given = json.loads(config.to_json())
+    if (workdir / "config.json").exists():
+        differences = _differences(_read_object(workdir / "config.json"), given)
+        if differences:
+            raise UserError(
+                f"workdir: {workdir} belongs to another config; take another --workdir, or the same config:\n"
+                + "\n".join(f"  {line}" for line in differences)
+            )
     with _writing(workdir):
         workdir.mkdir(parents=True, exist_ok=True)
         write_json(workdir / "environment.json", describe_environment())
-        write_json(workdir / "config.json", json.loads(config.to_json()))
+        write_json(workdir / "config.json", given)
     return workdir
 
 
@@ -93,16 +101,6 @@ def write_text(path: pathlib.Path, text: str) -> None:
     temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex}.tmp")
     temporary.write_text(text, encoding="utf-8")
     os.replace(temporary, path)
-
-
-def _check_config(workdir: pathlib.Path, config: ml_collections.ConfigDict) -> None:
-    if (workdir / "config.json").exists():
-        differences = _differences(_read_object(workdir / "config.json"), json.loads(config.to_json()))
-        if differences:
-            raise UserError(
-                f"workdir: {workdir} belongs to another config; take another --workdir, or the same config:\n"
-                + "\n".join(f"  {line}" for line in differences)
-            )
 
 
 @contextlib.contextmanager
