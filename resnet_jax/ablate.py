@@ -95,21 +95,32 @@ def _check_surroundings(study: ml_collections.ConfigDict) -> None:
 
 def _groups(study: ml_collections.ConfigDict, runs: list[StudyRun], console: Console) -> Iterator[list[StudyRun]]:
     """Runs that share a program, so many as are to be trained at once."""
-    default = 1 if jax.default_backend() == "cpu" else len(runs)  # on CPU, one after another is faster
-    at_once, is_measured = study.runs_at_once or default, False
+    # One after another is faster on CPU; and several processes must not decide by their own clocks.
+    can_gain = jax.default_backend() != "cpu" and jax.process_count() == 1
+    at_once = study.runs_at_once or (len(runs) if can_gain else 1)
+    is_measured = False
     for _, group in itertools.groupby(runs, key=lambda run: shared_program(_config(study, run))):
         alike = list(group)
         if at_once > 1 < len(alike) and not is_measured:
-            apart, together = speed_up([_config(study, run) for run in alike[:at_once]])
-            console.print(
-                f"{len(alike[:at_once])} runs at once: {apart / together:.2f} times as fast as one after another "
-                f"(a step of all: {1e3 * together:.1f} ms against {1e3 * apart:.1f} ms)",
-                highlight=False,
-            )
             is_measured = True
-            if study.runs_at_once is None and together > apart:
+            if not _is_faster([_config(study, run) for run in alike[:at_once]], console) and not study.runs_at_once:
                 at_once = 1
         yield from (alike[start : start + at_once] for start in range(0, len(alike), at_once))
+
+
+def _is_faster(configs: list[ml_collections.ConfigDict], console: Console) -> bool:
+    """Do these runs take less time in one program? Says how much."""
+    try:
+        apart, together = speed_up(configs)
+    except jax.errors.JaxRuntimeError as error:  # most likely, they do not fit into memory
+        console.print(f"{len(configs)} runs at once: {_one_line(error)}", highlight=False, markup=False)
+        return False
+    console.print(
+        f"{len(configs)} runs at once: {apart / together:.2f} times as fast as one after another "
+        f"(a step of all: {1e3 * together:.1f} ms against {1e3 * apart:.1f} ms)",
+        highlight=False,
+    )
+    return together < apart
 
 
 def _train(study: ml_collections.ConfigDict, group: list[StudyRun], bars: Progress) -> list[dict | Exception]:

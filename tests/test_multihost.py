@@ -1,5 +1,6 @@
 """Two processes on this machine, as on a pod: they must train as one process with as many devices."""
 
+import json
 import os
 import pathlib
 import socket
@@ -23,22 +24,34 @@ import sys, jax
 workdir, port, index = sys.argv[1], sys.argv[2], int(sys.argv[3])
 address = f"127.0.0.1:{port}"
 jax.distributed.initialize(address, num_processes=2, process_id=index, coordinator_bind_address=address)
-from resnet_jax import loop
 from tests.tiny import tiny_config
-loop.train(tiny_config(**SETTINGS, parallel__distributed=True), workdir)
+config = tiny_config(**SETTINGS, parallel__distributed=True)
+"""
+TRAIN = """
+from resnet_jax import loop
+loop.train(config, workdir)
+"""
+STUDY = """
+from rich.console import Console
+from resnet_jax.ablate import run_study
+from resnet_jax.study import grid, make_study
+study = make_study("A study", config, grid({"optim.lr": (0.1, 1e30)}), seeds=(0, 1))
+study.runs_at_once = int(sys.argv[4])
+failed = run_study(study, workdir, Console(quiet=index > 0))
+assert len(failed) == 2, failed
 """
 
 
-def run_two_processes(workdir):
+def run_two_processes(code, workdir, *arguments):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     flags = "--xla_force_host_platform_device_count=2"
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
-    code = PROCESS.replace("SETTINGS", repr(SETTINGS))
+    code = PROCESS.replace("SETTINGS", repr(SETTINGS)) + code
     processes = [
         subprocess.Popen(
-            [sys.executable, "-c", code, str(workdir), str(port), str(index)],
+            [sys.executable, "-c", code, str(workdir), str(port), str(index), *arguments],
             cwd=ROOT,
             env=environment,
             stdout=subprocess.PIPE,
@@ -58,7 +71,7 @@ def run_two_processes(workdir):
 
 @pytest.mark.slow
 def test_two_processes_with_two_devices_train_as_one_with_four(tmp_path):
-    outputs = run_two_processes(tmp_path / "two")
+    outputs = run_two_processes(TRAIN, tmp_path / "two")
     assert "Results" in outputs[0]
     assert "Results" not in outputs[1]
     loop.train(tiny_config(**SETTINGS), tmp_path / "one")
@@ -72,6 +85,17 @@ def test_two_processes_with_two_devices_train_as_one_with_four(tmp_path):
         np.testing.assert_allclose(two[2:], one[2:], rtol=1e-5)
     close = lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5)  # noqa: E731
     jax.tree.map(close, last_state(tmp_path / "two"), last_state(tmp_path / "one"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("at_once", ["1", "2"])
+def test_a_study_on_two_processes_has_one_result_for_each_run(tmp_path, at_once):
+    run_two_processes(STUDY, tmp_path / "study", at_once)
+    found = [json.loads(line) for line in (tmp_path / "study" / "results.jsonl").read_text().splitlines()]
+    assert [(line["name"], line["seed"]) for line in found] == [("lr=0.1", 0), ("lr=0.1", 1)]
+    assert len(list((tmp_path / "study").rglob("error.txt"))) == 2
+    result = loop.train(tiny_config(**SETTINGS, seed=1), tmp_path / "one")
+    assert found[1]["last"]["test"] == pytest.approx(result["last"]["test"], rel=1e-3)
 
 
 def test_a_job_without_other_processes_is_told_how_to_start(monkeypatch):
