@@ -122,11 +122,11 @@ def test_the_workdir_of_another_study_or_of_a_run_is_refused(tmp_path):
 
 @pytest.mark.slow
 def test_several_seeds_at_once_give_the_results_of_each_alone(tmp_path, capsys):
-    study = tiny_study([cell("a", {}), cell("b", {"optim.lr": 0.2})], seeds=(0, 1))
+    study = tiny_study([cell("a", {}), cell("b", {"optim.lr": 0.2})])
     ablate.run_study(study, tmp_path / "alone", QUIET)
-    study.runs_at_once = 4
+    study.runs_at_once = 2
     ablate.run_study(study, tmp_path / "together", Console())
-    assert "4 runs at once: " in capsys.readouterr().out  # and how much faster that is
+    assert "2 runs at once: " in capsys.readouterr().out  # and how much faster that is
     for alone, together in zip(lines(tmp_path / "alone"), lines(tmp_path / "together"), strict=True):
         assert alone["last"]["test"] == pytest.approx(together["last"]["test"], rel=1e-3)
 

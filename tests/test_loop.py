@@ -17,7 +17,7 @@ import resnet_jax
 from resnet_jax import UserError, evaluate, loop
 from resnet_jax.checkpoint import Checkpoints
 from resnet_jax.errors import DivergedError, InterruptedRun
-from resnet_jax.logs import TrainingDisplay, read_metrics
+from resnet_jax.logs import TrainingDisplay, progress_bars, read_metrics
 from resnet_jax.step import make_train_step
 from resnet_jax.workdir import claim_workdir
 from tests.tiny import tiny_config
@@ -384,11 +384,12 @@ def test_a_validation_loss_that_is_not_finite_is_not_saved(tmp_path, monkeypatch
 
 def test_the_progress_bar_fits_80_columns():
     console = Console(width=80, force_terminal=True, file=io.StringIO())
-    display = TrainingDisplay(console, 0, 7000)
+    bars = progress_bars(console)
+    display = TrainingDisplay(console, 0, 7000, bars)
     values = {"loss": 0.12345, "accuracy": 0.98761, "learning_rate": 0.09456, "images_per_second": 13364.2}
     display.train(3500, 12.3, values)
     with console.capture() as capture:
-        console.print(display._progress.get_renderable())
+        console.print(bars.get_renderable())
     lines = capture.get().splitlines()
     assert len(lines) == 1
     for text in ("━", "3500/7000", "loss 0.123", "acc 98.8%", "lr 0.095", "13,364 images/s", "--:--"):

@@ -17,8 +17,8 @@ OWN = [{"seed": 0}, {"seed": 1}, {"seed": 1, "optim__lr": 0.05}]
 SETTINGS = {"augment__crop": 1, "augment__mixup": 0.2, "measure__layers": True, "log__every_steps": 10}
 
 
-def configs(**overrides):
-    return [tiny_config(**SETTINGS, **own, **overrides) for own in OWN]
+def configs():
+    return [tiny_config(**SETTINGS, **own) for own in OWN]
 
 
 def together(configs, folder):
@@ -52,10 +52,8 @@ def assert_same(folder, alone):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("devices", [1, 4])
-def test_seeds_and_rates_in_one_program_give_the_curves_of_each_alone(tmp_path, alone, devices):
-    own = {} if devices == 1 else {"parallel__devices": 4, "norm__scope": "global"}
-    results = together(configs(**own), tmp_path)
+def test_seeds_and_rates_in_one_program_give_the_curves_of_each_alone(tmp_path, alone):
+    results = together(configs(), tmp_path)
     assert_same(tmp_path, alone)
     assert not np.allclose(list(alone[0].values()), list(alone[1].values()), rtol=1e-2)
     for index, result in enumerate(results):
