@@ -7,8 +7,8 @@ import sys
 from absl import flags
 from ml_collections import ConfigDict
 
-from resnet_jax.command import parse_command, resolve_length
-from resnet_jax.errors import command_line
+from resnet_jax.command import is_study, parse_command, resolve_length
+from resnet_jax.errors import UserError, command_line
 
 _DEFAULT = pathlib.Path(__file__).parent / "configs" / "default.py"
 
@@ -24,6 +24,8 @@ def parse(argv: list[str]) -> tuple[ConfigDict, pathlib.Path]:
         flags.DEFINE_string("workdir", None, "Folder of the run; default: a new one in runs/.", flag_values=values)
 
     command = parse_command(argv, _DEFAULT, __doc__, define)
+    if is_study(command.config):
+        raise UserError("--config: expected an experiment, found a study; run it with python -m resnet_jax.ablate")
     resolve_length(command.config, command.overrides)
     new = f"{command.experiment}-{datetime.datetime.now():%Y%m%d-%H%M%S}"
     return command.config, pathlib.Path(command.values.workdir or pathlib.Path("runs") / new)

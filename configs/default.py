@@ -87,7 +87,6 @@ def get_config() -> ml_collections.ConfigDict:
     config.eval = evaluation = ml_collections.ConfigDict()
     evaluation.batch_size = 1000  # global; rounded up to a multiple of the devices
     evaluation.every_epochs = 1.0  # evaluate on the validation split and save a checkpoint
-
     evaluation.test_curve = False  # score the test split too, for its curve alone: it chooses nothing
 
     config.measure = measure = ml_collections.ConfigDict()

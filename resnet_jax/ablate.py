@@ -5,7 +5,7 @@ import itertools
 import pathlib
 import sys
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import jax
 import ml_collections
@@ -15,19 +15,22 @@ from rich.progress import Progress
 from rich.table import Table
 
 from resnet_jax import loop, report
-from resnet_jax.build import build_data
-from resnet_jax.command import parse_command, resolve_length
+from resnet_jax.build import build_data, build_model, image_shape, variable_shapes
+from resnet_jax.command import is_study, parse_command, resolve_length
 from resnet_jax.environment import use_compilation_cache
-from resnet_jax.errors import InterruptedRun, UserError, command_line
+from resnet_jax.errors import InterruptedRun, UserError, WorkdirInUse, command_line
 from resnet_jax.estimate import Stopwatch
 from resnet_jax.logs import progress_bars
 from resnet_jax.parallel import is_main_process, join_processes
 from resnet_jax.study import StudyRun, check_study, collect, read_study, result_lines, run_config
 from resnet_jax.together import shared_program, speed_up, train_together
 from resnet_jax.validate import check_devices
-from resnet_jax.workdir import name_workdir, write_text
+from resnet_jax.workdir import check_workdir, name_workdir, write_text
 
 _DEFAULT = pathlib.Path(__file__).parent.parent / "configs" / "ablations" / "digits.py"
+
+
+_INTERRUPTED = "stopped, and saved what was under way; to go on, give the same command"
 
 
 class FailedRuns(UserError):
@@ -48,7 +51,7 @@ def run_study(
       only_cell: index of a cell: run that alone.
 
     Returns:
-      The runs that failed, each with an `error.txt` in its folder.
+      The runs that failed, each with an `error.txt` in its folder, or that another process is at work on.
 
     Raises:
       UserError: a study that cannot run, or a workdir of another study. Nothing has run.
@@ -58,17 +61,18 @@ def run_study(
     _check_surroundings(study)
     if only_cell is not None and not 0 <= only_cell < len(study.cells):
         raise UserError(f"--cell: expected 0 to {len(study.cells) - 1}, found {only_cell}; see --list")
-    workdir = name_workdir(workdir, study, write=is_main_process())
+    workdir = name_workdir(workdir, _identity(study), write=is_main_process())
     use_compilation_cache()
     chosen = study.cells if only_cell is None else [study.cells[only_cell]]
     runs = [run for run in collect(study, workdir) if run.cell in chosen]
-    failed = []
-    with progress_bars(console) as bars:
-        finished = sum(bool(run.result) for run in runs)
+    unfinished = [run for run in runs if not run.result]
+    finished, failed = len(runs) - len(unfinished), []
+    write_results(study, workdir)
+    with progress_bars(console) as bars, loop.stop_requests(console) as stop_requested:
         task = bars.add_task("runs", total=len(runs), completed=finished, values="")
-        for group in _groups(study, [run for run in runs if not run.result], console):
+        for group in _groups(unfinished, study.runs_at_once, console):
             bars.update(task, values=", ".join(map(_name, group)))
-            for run, outcome in zip(group, _train(study, group, bars), strict=True):
+            for run, outcome in zip(group, _train(group, bars, stop_requested), strict=True):
                 failed += [run] if isinstance(outcome, Exception) else []
                 finished += 1
                 bars.update(task, completed=finished)
@@ -78,9 +82,24 @@ def run_study(
                     markup=False,
                     soft_wrap=True,
                 )
-            if is_main_process():
-                write_text(workdir / "results.jsonl", result_lines(collect(study, workdir)))
+            write_results(study, workdir)
+            # Several processes agree on where to stop within a run only.
+            if jax.process_count() == 1 and stop_requested(finished) and finished < len(runs):
+                raise InterruptedRun(_INTERRUPTED)
     return failed
+
+
+def write_results(study: ml_collections.ConfigDict, workdir: pathlib.Path) -> None:
+    """Write `results.jsonl` anew from the runs that are finished."""
+    if is_main_process():
+        write_text(workdir / "results.jsonl", result_lines(collect(study, workdir)))
+
+
+def _identity(study: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
+    """What makes a study: how many runs are trained at once does not."""
+    identity = study.copy_and_resolve_references()
+    identity.runs_at_once = None
+    return identity
 
 
 def _check_surroundings(study: ml_collections.ConfigDict) -> None:
@@ -89,21 +108,22 @@ def _check_surroundings(study: ml_collections.ConfigDict) -> None:
         try:
             check_devices(config, jax.device_count(), jax.process_count())
             build_data(config)
+            variable_shapes(build_model(config), image_shape(config))
         except UserError as error:
             raise UserError(f"cell {cell['name']!r}: {error}") from None
 
 
-def _groups(study: ml_collections.ConfigDict, runs: list[StudyRun], console: Console) -> Iterator[list[StudyRun]]:
+def _groups(runs: list[StudyRun], runs_at_once: int | None, console: Console) -> Iterator[list[StudyRun]]:
     """Runs that share a program, so many as are to be trained at once."""
     # One after another is faster on CPU; and several processes must not decide by their own clocks.
     can_gain = jax.default_backend() != "cpu" and jax.process_count() == 1
-    at_once = study.runs_at_once or (len(runs) if can_gain else 1)
+    at_once = runs_at_once or (len(runs) if can_gain else 1)
     is_measured = False
-    for _, group in itertools.groupby(runs, key=lambda run: shared_program(_config(study, run))):
+    for _, group in itertools.groupby(runs, key=lambda run: shared_program(run.config)):
         alike = list(group)
         if at_once > 1 < len(alike) and not is_measured:
             is_measured = True
-            if not _is_faster([_config(study, run) for run in alike[:at_once]], console) and not study.runs_at_once:
+            if not _is_faster([run.config for run in alike[:at_once]], console) and not runs_at_once:
                 at_once = 1
         yield from (alike[start : start + at_once] for start in range(0, len(alike), at_once))
 
@@ -112,7 +132,7 @@ def _is_faster(configs: list[ml_collections.ConfigDict], console: Console) -> bo
     """Do these runs take less time in one program? Says how much."""
     try:
         apart, together = speed_up(configs)
-    except jax.errors.JaxRuntimeError as error:  # most likely, they do not fit into memory
+    except Exception as error:  # most likely, they do not fit into memory; if not, they will say so when they run
         console.print(f"{len(configs)} runs at once: {_one_line(error)}", highlight=False, markup=False)
         return False
     console.print(
@@ -123,32 +143,32 @@ def _is_faster(configs: list[ml_collections.ConfigDict], console: Console) -> bo
     return together < apart
 
 
-def _train(study: ml_collections.ConfigDict, group: list[StudyRun], bars: Progress) -> list[dict | Exception]:
+def _train(group: list[StudyRun], bars: Progress, stop_requested: Callable[[int], bool]) -> list[dict | Exception]:
     """What each run ends with: its result, or the error that is written to its folder."""
     quiet = Console(quiet=True)
-    configs, folders = [_config(study, run) for run in group], [run.folder for run in group]
-    if is_main_process():
-        for folder in folders:
-            folder.mkdir(parents=True, exist_ok=True)
-            (folder / "error.txt").unlink(missing_ok=True)
+    configs, folders = [run.config for run in group], [run.folder for run in group]
     try:
         if len(group) == 1:
-            outcomes = [loop.train(configs[0], folders[0], quiet, bars)]
+            outcomes = [loop.train(configs[0], folders[0], quiet, bars, stop_requested)]
         else:
-            outcomes = train_together(configs, folders, quiet, bars)
+            outcomes = train_together(configs, folders, quiet, bars, stop_requested)
     except InterruptedRun:
-        raise InterruptedRun("stopped, and saved what was under way; to go on, give the same command") from None
+        raise InterruptedRun(_INTERRUPTED) from None
     except Exception as error:  # whatever goes wrong in one cell, the others are worth running
         outcomes = [error] * len(group)
     for folder, outcome in zip(folders, outcomes, strict=True):
-        if isinstance(outcome, Exception) and is_main_process():
-            details = [] if isinstance(outcome, UserError) else ["", *traceback.format_exception(outcome)]
-            write_text(folder / "error.txt", "\n".join([_one_line(outcome), *details]))
+        if is_main_process() and not isinstance(outcome, WorkdirInUse):
+            _write_error(folder, outcome)
     return outcomes
 
 
-def _config(study: ml_collections.ConfigDict, run: StudyRun) -> ml_collections.ConfigDict:
-    return run_config(study, run.cell, run.seed)
+def _write_error(folder: pathlib.Path, outcome: dict | Exception) -> None:
+    if isinstance(outcome, Exception):
+        folder.mkdir(parents=True, exist_ok=True)
+        details = [] if isinstance(outcome, UserError) else ["", *traceback.format_exception(outcome)]
+        write_text(folder / "error.txt", "\n".join([_one_line(outcome), *details]))
+    else:
+        (folder / "error.txt").unlink(missing_ok=True)
 
 
 def _name(run: StudyRun) -> str:
@@ -174,15 +194,16 @@ def _one_line(error: Exception) -> str:
 def print_cells(study: ml_collections.ConfigDict, workdir: pathlib.Path, console: Console) -> None:
     """A table of the cells: number for --cell, name, what it changes, runs finished, and the time left."""
     check_study(study)
+    check_workdir(workdir, _identity(study))
     runs = collect(study, workdir)
-    stopwatch = Stopwatch([(_config(study, run), run.result) for run in runs])
+    stopwatch = Stopwatch([(run.config, run.result) for run in runs])
     table = Table(title=study.title, title_justify="left")
     for column in ("cell", "name", "changes", "finished", "time left"):
         table.add_column(column, justify="left" if column in ("name", "changes") else "right", overflow="fold")
     total = 0.0
     for index, cell in enumerate(study.cells):
         own = [run for run in runs if run.cell == cell]
-        left = sum(stopwatch.seconds(_config(study, run)) for run in own if not run.result)
+        left = sum(stopwatch.seconds(run.config) for run in own if not run.result)
         total += left
         changes = ", ".join(f"{key}={value}" for key, value in cell["overrides"].items())
         finished = f"{sum(bool(run.result) for run in own)} of {len(own)}"
@@ -207,6 +228,8 @@ def main(argv: list[str] | None = None) -> None:
     with command_line():
         command = parse_command(argv or sys.argv, _DEFAULT, __doc__, define)
         values, study = command.values, command.config
+        if not is_study(study):
+            raise UserError("--config: expected a study like configs/ablations/digits.py, found an experiment")
         resolve_length(study.experiment, (key.removeprefix("experiment.") for key in command.overrides))
         if study.experiment.parallel.distributed:
             join_processes()
@@ -215,15 +238,17 @@ def main(argv: list[str] | None = None) -> None:
         if values.list:
             print_cells(study, workdir, console)
         elif values.report:
-            _write_report(read_study(workdir), workdir, console)
+            study = read_study(workdir)
+            write_results(study, workdir)
+            _write_report(study, workdir, console)
         else:
             failed = run_study(study, workdir, console, values.cell)
             if values.cell is None and is_main_process():
                 _write_report(study, workdir, console)
             if failed:
                 raise FailedRuns(
-                    f"{len(failed)} runs failed: {'; '.join(map(_name, failed))}. Each left error.txt in its folder, "
-                    f"like {failed[0].folder}, and is tried again when you give the same command"
+                    f"{len(failed)} runs failed: {'; '.join(map(_name, failed))}. See error.txt in their folders, like "
+                    f"{failed[0].folder}; they are tried again when you give the same command"
                 )
 
 

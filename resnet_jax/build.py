@@ -1,4 +1,4 @@
-"""From a config to the parts of a run. The only reader of config keys besides `validate.py`."""
+"""From a config to the parts of a run: models, steps and loaders get plain arguments and never see a config."""
 
 import functools
 import math
@@ -10,7 +10,7 @@ import ml_collections
 import numpy as np
 
 from resnet_jax.data.augment import augment_images, mix_images, normalize
-from resnet_jax.data.device import EvalLoader, TrainLoader
+from resnet_jax.data.device import EvalLoader, TrainLoader, train_batch
 from resnet_jax.data.facts import DATASETS
 from resnet_jax.data.order import steps_for_epochs
 from resnet_jax.data.sources import Examples, load_splits
@@ -258,7 +258,7 @@ class Run:
     def train_batch(self, feed: dict, ahead: int | jax.Array, step: jax.Array) -> tuple[dict, jax.Array]:
         """This device's part of an augmented batch, {"image", "target"}, and its key (traced)."""
         shard = self.parallel.shard()
-        batch = self.train_loader.batch(feed, ahead, shard, self.parallel.shards)
+        batch = train_batch(feed, self.config.train.batch_size, ahead, shard, self.parallel.shards)
         step_key = jax.random.fold_in(jax.random.wrap_key_data(feed["key"]), step)
         augment_key, mix_key = jax.random.split(step_key)
         augment = self.config.augment

@@ -53,6 +53,11 @@ def parse_command(
     )
 
 
+def is_study(config: ConfigDict) -> bool:
+    """Is this the config of a study, and not of a run?"""
+    return {"title", "experiment", "cells", "seeds"} <= set(config)
+
+
 def resolve_length(config: ConfigDict, given: Iterable[str]) -> None:
     """`train.epochs` and `train.steps` say the same thing in different units: the one given wins over the other."""
     lengths = {"train.epochs", "train.steps"} & set(given)

@@ -25,6 +25,10 @@ class InterruptedRun(UserError):
     exit_status = 130
 
 
+class WorkdirInUse(UserError):
+    """Another process is at work in the folder."""
+
+
 @contextlib.contextmanager
 def command_line():
     """For the body of a command: messages instead of tracebacks.

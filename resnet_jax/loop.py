@@ -26,6 +26,7 @@ def train(
     workdir: str | pathlib.Path,
     console: Console | None = None,
     bars: Progress | None = None,
+    stop_requested: Callable[[int], bool] | None = None,
 ) -> dict:
     """Train, or go on with the run that lies in `workdir`.
 
@@ -34,6 +35,7 @@ def train(
       workdir: where everything of the run is written.
       console: for what people see; default: the terminal.
       bars: where the progress bar goes, among others; default: one of its own.
+      stop_requested: says after each step whether to stop; default: on Ctrl-C or SIGTERM.
 
     Returns:
       What `result.json` holds.
@@ -53,7 +55,9 @@ def train(
         if result and result["completed"]:
             console.print(f"This run is complete: {workdir}", highlight=False, soft_wrap=True)
         else:
-            with stop_requests(console) as stop_requested, open_session(run, workdir, console, bars) as session:
+            with contextlib.ExitStack() as stack:
+                stop_requested = stop_requested or stack.enter_context(stop_requests(console))
+                session = stack.enter_context(open_session(run, workdir, console, bars))
                 try:
                     result = train_session(session, stop_requested)
                 except DivergedError as error:

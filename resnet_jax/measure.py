@@ -96,9 +96,12 @@ def lesions(model, variables: dict) -> Iterator[tuple[str, str, dict]]:
     blocks = block_names(variables["params"])
     is_plain = getattr(model, "shortcut", None) is no_shortcut
     for block in [] if is_plain else blocks:
+        params = variables["params"][block]
+        # The branch ends with them (v1) or with the convolution (v2); what comes before, the shortcut may need (v2).
+        last = max(name.removeprefix("conv") for name in params if name.startswith("conv"))
+        ends = (f"conv{last}", f"bn{last}")
         branch_off = {
-            name: part if name.startswith(_SHORTCUT_LAYERS) else jax.tree.map(jnp.zeros_like, part)
-            for name, part in variables["params"][block].items()
+            name: jax.tree.map(jnp.zeros_like, part) if name in ends else part for name, part in params.items()
         }
         yield "removed", block, {**variables, "params": {**variables["params"], block: branch_off}}
     for first, second in zip(blocks, blocks[1:], strict=False):

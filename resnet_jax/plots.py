@@ -180,10 +180,12 @@ def plot_final_errors(
             own = sorted((cell for cell in cells if cell.series == name), key=lambda cell: cell.depth)
             depths = [cell.depth for cell in own]
             values = [by_cell[cell.name] for cell in own]
+            means = np.array([seeds.mean() for seeds in values])
+            deviations = np.array([seeds.std(ddof=1) if len(seeds) > 1 else 0 for seeds in values])
             axes.errorbar(
                 depths,
-                [seeds.mean() for seeds in values],
-                [seeds.std(ddof=1) if len(seeds) > 1 else 0 for seeds in values],
+                means,
+                [np.minimum(deviations, means), deviations],
                 color=color,
                 marker=marker,
                 ls=_LINE_STYLES[index % len(_LINE_STYLES)],

@@ -2,6 +2,7 @@
 
 import argparse
 import base64
+import dataclasses
 import datetime
 import functools
 import html
@@ -15,15 +16,15 @@ from typing import NamedTuple
 
 import ml_collections
 import numpy as np
-import scipy.stats
 from markdown_it import MarkdownIt
 
 from resnet_jax import plots
 from resnet_jax.errors import UserError, command_line
+from resnet_jax.findings import errors_by_seed, findings, series_by_depth
 from resnet_jax.logs import read_metrics
 from resnet_jax.published import published_error
-from resnet_jax.study import StudyRun, collect, run_config
-from resnet_jax.workdir import write_text
+from resnet_jax.study import StudyRun, collect
+from resnet_jax.workdir import read_environment, write_text
 
 _STYLE = """
 body { max-width: 62em; margin: 2em auto; padding: 0 1em; font: 16px/1.5 sans-serif; color: #222; background: white }
@@ -38,8 +39,6 @@ update, as the paper draws it. Test error is that of the last weights, from one 
 once; "best" weights are those that were best on the validation split, and the test split chose nothing. ± is the
 standard deviation over seeds (n - 1). Time is that of a whole run, evaluation included."""
 
-_EQUAL = 1e-9  # percentage points: below the rounding of float64
-
 
 def write_report(study: ml_collections.ConfigDict, workdir: str | pathlib.Path) -> None:
     """Write `report.md`, `report.html` and `figures/` from what lies in the folder of a study, finished or not.
@@ -52,62 +51,30 @@ def write_report(study: ml_collections.ConfigDict, workdir: str | pathlib.Path) 
       UserError: a file of a run is not what a run writes.
     """
     workdir = pathlib.Path(workdir)
-    runs = collect(study, workdir)
+    runs = [_with_lines(run) for run in collect(study, workdir)]
     (workdir / "figures").mkdir(exist_ok=True)
     cells = {cell["name"]: [run for run in runs if run.cell["name"] == cell["name"]] for cell in study.cells}
     finished = {name: done for name, own in cells.items() if (done := [run for run in own if run.result])}
     sections = [
         f"# {_escape(study.title)}",
-        "## What the data show\n\n" + _findings(finished),
+        "## What the data show\n\n" + _sentences(findings(finished)),
         *(figure.section(workdir) for figure in _figures(finished)),
         _batch_statistics(finished),
-        "## Results\n\n" + _table(study, cells),
+        "## Results\n\n" + _table(cells),
         "## Missing runs\n\n" + _missing(runs),
-        _foot(study, workdir),
+        _foot(study, runs),
     ]
     text = "\n\n".join(section for section in sections if section) + "\n"
     write_text(workdir / "report.md", text)
     write_text(workdir / "report.html", _to_html(text, study.title, workdir))
 
 
-def compare_errors(kind: str, name: str, other: str, errors: Sequence[float], others: Sequence[float]) -> str:
-    """A sentence on the difference of two cells, by a paired t-test over seeds.
-
-    >>> compare_errors("training", "plain56", "plain20", [82.0, 79.0, 82.0], [1.0, 0.0, 2.0])
-    "plain56's training error is higher than plain20's by 80.00 points (95% confidence interval 77.52 to 82.48; ..."
-
-    Args:
-      kind: "training" or "test".
-      name, other: of the cells.
-      errors, others: percent, (seeds,), of the same seeds in the same order.
-    """
-    differences = np.subtract(errors, others)
-    n = len(differences)
-    if n == 0:
-        return f"{name} and {other} have finished no seed in common: their {kind} errors cannot be compared yet."
-    mean = differences.mean()
-    word = "higher" if mean > 0 else "lower"
-    if np.ptp(differences) < _EQUAL:
-        seeds = f"each of {n} seeds; differences that do not vary allow no test"
-        if n == 1:
-            seeds = "the one seed that both have finished; one seed allows no test"
-        if abs(mean) < _EQUAL:
-            return f"{name}'s {kind} error equals {other}'s in {seeds}."
-        return f"{name}'s {kind} error is {word} than {other}'s by {abs(mean):.2f} points in {seeds}."
-    test = scipy.stats.ttest_rel(errors, others)
-    low, high = test.confidence_interval(0.95)
-    p = f"p = {test.pvalue:.2g}" if test.pvalue >= 0.0001 else "p < 0.0001"
-    evidence = f"{word} in {sum(differences * mean > 0)} of {n} seeds; paired t-test over {n} seeds, {p}"
-    if test.pvalue >= 0.05:
-        return (
-            f"The data do not show a difference between the {kind} errors of {name} and {other} ({name}'s minus "
-            f"{other}'s: {mean:.2f} points, 95% confidence interval {low:.2f} to {high:.2f}; {evidence})."
-        )
-    low, high = sorted((abs(low), abs(high)))  # of one sign, since p < 0.05
-    return (
-        f"{name}'s {kind} error is {word} than {other}'s by {abs(mean):.2f} points (95% confidence interval {low:.2f} "
-        f"to {high:.2f}; {evidence})."
-    )
+def _with_lines(run: StudyRun) -> StudyRun:
+    """The run; as missing if it is finished, but nothing is left of its curves."""
+    if run.result and not any(line["split"] == "train" for line in run.lines):
+        problem = "finished, but its metrics.jsonl is missing or cannot be read"
+        return dataclasses.replace(run, result=None, problem=problem)
+    return run
 
 
 def overlay(folders: Sequence[str | pathlib.Path], target: str | pathlib.Path) -> None:
@@ -151,46 +118,11 @@ def _distinguishing_names(paths: Sequence[pathlib.Path]) -> list[str]:
     return ["/".join(path.parts[-count:]) for path in paths]
 
 
-def _findings(finished: Mapping[str, list[StudyRun]]) -> str:
-    comparisons = _comparisons(finished)
-    if not comparisons:
+def _sentences(sentences: Sequence[str]) -> str:
+    if not sentences:
         return "Nothing can be compared yet: it takes two cells with finished runs."
-    sentences = []
-    for kind, name, other in comparisons:
-        errors, others = (_errors_by_seed(finished[cell], kind) for cell in (name, other))
-        seeds = sorted(errors.keys() & others.keys())
-        values = [errors[seed] for seed in seeds], [others[seed] for seed in seeds]
-        sentences.append("- " + compare_errors(kind, _escape(name), _escape(other), *values))
     note = f"Points are percentage points. P values are not corrected for the number of comparisons, {len(sentences)}."
-    return "\n".join(sentences) + "\n\n" + note
-
-
-def _comparisons(finished: Mapping[str, list[StudyRun]]) -> list[tuple[str, str, str]]:
-    """(kind of error, cell, other cell): the deepest of a series against its shallowest, and series at one depth."""
-    by_depth = _series(finished)
-    pairs = [(own[max(own)], own[min(own)]) for own in by_depth.values() if len(own) > 1]
-    if not pairs:
-        first, *rest = list(finished) or [None]
-        return [("test", name, first) for name in rest]
-    first, *rest = by_depth.values()
-    for own in rest:
-        if common := own.keys() & first.keys():
-            pairs.append((own[max(common)], first[max(common)]))
-    return [(kind, name, other) for name, other in pairs for kind in ("training", "test")]
-
-
-def _series(finished: Mapping[str, list[StudyRun]]) -> dict[str, dict[int, str]]:
-    """Names of cells by series and depth; of two with the same, the first."""
-    by_depth = {}
-    for name, (run, *_) in finished.items():
-        if run.cell["series"]:
-            by_depth.setdefault(run.cell["series"], {}).setdefault(run.result["depth"], name)
-    return by_depth
-
-
-def _errors_by_seed(runs: Sequence[StudyRun], kind: str) -> dict[int, float]:
-    weights, split = {"training": ("last", "train"), "test": ("last", "test"), "best": ("best", "test")}[kind]
-    return {run.seed: 100 * (1 - run.result[weights][split]["accuracy"]) for run in runs}
+    return "\n".join(f"- {_escape(sentence)}" for sentence in sentences) + "\n\n" + note
 
 
 class _Figure(NamedTuple):
@@ -223,11 +155,11 @@ def _figures(finished: Mapping[str, list[StudyRun]]) -> list[_Figure]:
                 functools.partial(plots.plot_error_curves, cells, train, _curves(finished, split), split),
             )
         )
-    if any(len(own) > 1 for own in _series(finished).values()):
+    if any(len(own) > 1 for own in series_by_depth(finished).values()):
         joined = [cell for cell in cells if cell.series]
         errors = {
             f"{kind.capitalize()} error": {
-                cell.name: np.array(list(_errors_by_seed(finished[cell.name], kind).values())) for cell in joined
+                cell.name: np.array(list(errors_by_seed(finished[cell.name], kind).values())) for cell in joined
             }
             for kind in ("training", "test")
         }
@@ -235,8 +167,8 @@ def _figures(finished: Mapping[str, list[StudyRun]]) -> list[_Figure]:
             _Figure(
                 "Final error against depth",
                 "final_errors.png",
-                f"Training and test error of the last weights against depth of {', '.join(_series(finished))} nets",
-                "Mean over seeds; bars: standard deviation over seeds; dots: seeds.",
+                f"Training and test error of the last weights against depth of {', '.join(series_by_depth(finished))} nets",
+                "Mean over seeds; bars: standard deviation over seeds, cut at 0; dots: seeds.",
                 functools.partial(plots.plot_final_errors, joined, errors),
             )
         )
@@ -373,10 +305,10 @@ def _batch_statistics(finished: Mapping[str, list[StudyRun]]) -> str:
     )
 
 
-def _table(study: ml_collections.ConfigDict, cells: Mapping[str, list[StudyRun]]) -> str:
+def _table(cells: Mapping[str, list[StudyRun]]) -> str:
     notes = {}  # number of a note by its text
     rows = []
-    for cell, (name, runs) in zip(study.cells, cells.items(), strict=True):
+    for name, runs in cells.items():
         done = [run for run in runs if run.result]
         row = {"cell": _escape(name), "depth": "", "seeds": _state(runs)}
         if done:
@@ -385,12 +317,12 @@ def _table(study: ml_collections.ConfigDict, cells: Mapping[str, list[StudyRun]]
             row["parameters"] = f"{result['parameters']:,}"
             row["multiply-adds"] = f"{result['multiply_adds']:,}"
             for kind, title in (("training", "training error, %"), ("test", "test error (last), %")):
-                row[title] = _mean_and_deviation(_errors_by_seed(done, kind).values())
+                row[title] = _mean_and_deviation(errors_by_seed(done, kind).values())
             if all("validation" in run.result["best"] for run in done):
-                row["test error (best), %"] = _mean_and_deviation(_errors_by_seed(done, "best").values())
+                row["test error (best), %"] = _mean_and_deviation(errors_by_seed(done, "best").values())
             seconds = np.mean([run.result["seconds"] for run in done])
             row["time per run"] = str(datetime.timedelta(seconds=round(seconds)))
-        if published := published_error(run_config(study, cell, study.seeds[0])):
+        if published := published_error(runs[0].config):
             protocol = "same protocol"
             if published.differences:
                 text = f"{published.source}: " + "; ".join(published.differences)
@@ -419,7 +351,7 @@ _COLUMNS = (
 
 def _state(runs: Sequence[StudyRun]) -> str:
     done = sum(run.result is not None for run in runs)
-    failures = dict.fromkeys(failure for run in runs if not run.result and (failure := _failure(run)))
+    failures = dict.fromkeys(_escape(run.problem) for run in runs if run.problem)
     return "; ".join([f"{done} of {len(runs)}" if done else "missing", *failures])
 
 
@@ -430,21 +362,21 @@ def _missing(runs: Sequence[StudyRun]) -> str:
     lines = [f"{len(missing)} of {len(runs)} runs are not finished, and are in no figure, mean or test:", ""]
     for run in missing:
         reached = f"not finished, last logged at step {run.lines[-1]['step']}" if run.lines else "not begun"
-        lines.append(f"- {_escape(run.cell['name'])}, seed {run.seed}: {_failure(run) or reached}")
+        lines.append(f"- {_escape(run.cell['name'])}, seed {run.seed}: {_escape(run.problem) or reached}")
     return "\n".join(lines)
 
 
-def _failure(run: StudyRun) -> str:
-    path = run.folder / "error.txt"
-    return f"failed: {_escape(path.read_text().partition(chr(10))[0])}" if path.exists() else ""
-
-
-def _foot(study: ml_collections.ConfigDict, workdir: pathlib.Path) -> str:
-    path = workdir / "environment.json"
-    environment = json.loads(path.read_text()) if path.exists() else {}
-    command = shlex.join(["python", "-m", "resnet_jax.ablate", *environment.pop("command", [""])[1:]])
-    environment.pop("started", None)  # of the last session: a study that was interrupted makes the same report
-    versions = "\n".join(f"{key}: {value}" for key, value in environment.items())
+def _foot(study: ml_collections.ConfigDict, runs: Sequence[StudyRun]) -> str:
+    environments = [read_environment(run.folder) for run in runs if run.result]
+    commands = [
+        ["python", "-m", "resnet_jax.ablate", *environment.pop("command", [""])[1:]] for environment in environments
+    ]
+    for environment in environments:
+        environment.pop("started", None)  # a study that was interrupted makes the same report
+    command = "\n".join(dict.fromkeys(map(shlex.join, commands)))
+    versions = "\n\n".join(
+        dict.fromkeys("\n".join(f"{key}: {value}" for key, value in found.items()) for found in environments)
+    )
     config = json.dumps(json.loads(study.to_json()), indent=2)
     return (
         f"## How this was made\n\n{_DEFINITIONS}\n\n{_code(command)}\n\n"

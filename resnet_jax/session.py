@@ -46,6 +46,7 @@ class Session:
 
     Attributes:
       step, state: where it began.
+      runs_at_once: how many share the time that it takes.
     """
 
     run: Run
@@ -58,6 +59,7 @@ class Session:
     probe: LayerProbe
     step: int
     state: TrainState
+    runs_at_once: int = 1
 
     def after_step(self, step: int, state: TrainState, stopping: bool) -> None:
         """Log, evaluate and save whatever is due.
@@ -123,7 +125,7 @@ class Session:
             "parameters": self.run.num_parameters,
             "multiply_adds": multiply_adds,
             "depth": depth(self.run.layers),
-            "seconds": round(self.window.seconds(), 3),
+            "seconds": round(self.window.seconds() / self.runs_at_once, 3),
             "images_per_second": self.window.images_per_second(),
         }
 

@@ -4,17 +4,18 @@ Its folder holds `config.json` (the study), `results.jsonl` (a line for each fin
 `cells/NAME/seedN/` (the folders of the runs).
 """
 
+import dataclasses
+import functools
 import itertools
 import json
 import pathlib
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from typing import NamedTuple
 
 import ml_collections
 from ml_collections.config_dict import placeholder
 
-from resnet_jax.command import resolve_length
+from resnet_jax.command import is_study, resolve_length
 from resnet_jax.errors import UserError, did_you_mean
 from resnet_jax.logs import read_metrics
 from resnet_jax.validate import check_config
@@ -59,7 +60,7 @@ def grid(axes: Mapping[str, Sequence]) -> list[dict]:
     """All combinations of the values of some config keys, named after them.
 
     >>> [c["name"] for c in grid({"model.name": ("plain20", "resnet20"), "optim.lr": (0.1, 0.2)})]
-    ['plain20, lr=0.1', 'plain20, lr=0.2', 'resnet20, lr=0.1', 'resnet20, lr=0.2']
+    ['plain20, optim.lr=0.1', 'plain20, optim.lr=0.2', 'resnet20, optim.lr=0.1', 'resnet20, optim.lr=0.2']
     """
     combinations = [dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values())]
     return [cell(", ".join(_short(key, value) for key, value in each.items()), each) for each in combinations]
@@ -79,6 +80,7 @@ def check_study(study: ml_collections.ConfigDict) -> None:
         raise UserError(f"runs_at_once: expected at least 1, found {study.runs_at_once}")
     folders = {}
     for each in study.cells:
+        _check_cell(each)
         other = folders.setdefault(_folder(each["name"]), each)
         if other is not each:
             raise UserError(
@@ -90,6 +92,17 @@ def check_study(study: ml_collections.ConfigDict) -> None:
                 check_config(run_config(study, each, seed))
             except UserError as error:
                 raise UserError(f"cell {each['name']!r}: {error}") from None
+
+
+def _check_cell(cell) -> None:
+    if not isinstance(cell, Mapping) or cell.keys() != {"name", "overrides", "series"}:
+        raise UserError(f"cells: expected them from study.cell or study.grid, found {cell!r}")
+    if not isinstance(cell["name"], str) or not 0 < len(cell["name"]) <= _LONGEST_NAME:
+        raise UserError(f"cells: expected names of 1 to {_LONGEST_NAME} letters, found {cell['name']!r}")
+    if not isinstance(cell["overrides"], Mapping):
+        raise UserError(f"cell {cell['name']!r}: expected overrides by key, found {cell['overrides']!r}")
+    if "seed" in cell["overrides"]:
+        raise UserError(f"cell {cell['name']!r}: seed: every cell is run with the seeds of the study; give them there")
 
 
 def run_config(study: ml_collections.ConfigDict, cell: Mapping, seed: int) -> ml_collections.ConfigDict:
@@ -127,27 +140,38 @@ def read_study(workdir: str | pathlib.Path) -> ml_collections.ConfigDict:
       UserError: the folder holds none.
     """
     study = read_config(workdir)
-    if "cells" not in study:
+    if not is_study(study):
         raise UserError(f"workdir: expected the folder of a study, found that of a run: {workdir}")
     return study
 
 
-class StudyRun(NamedTuple):
+@dataclasses.dataclass
+class StudyRun:
     """A run of a study, finished or not.
 
     Attributes:
       cell: as from `cell`.
       seed: of the run.
+      config: of the run.
       folder: of the run.
       result: what its `result.json` holds if it is finished, or None.
-      lines: of its `metrics.jsonl`; empty before there are any.
+      problem: why it failed or cannot be read; "" if it did not.
     """
 
     cell: dict
     seed: int
+    config: ml_collections.ConfigDict
     folder: pathlib.Path
     result: dict | None
-    lines: list[dict]
+    problem: str
+
+    @functools.cached_property
+    def lines(self) -> list[dict]:
+        """Of its `metrics.jsonl`; none before there are any, or if they cannot be read."""
+        try:
+            return read_metrics(self.folder / "metrics.jsonl")
+        except (FileNotFoundError, UserError):
+            return []
 
 
 def collect(study: ml_collections.ConfigDict, workdir: str | pathlib.Path) -> list[StudyRun]:
@@ -155,9 +179,18 @@ def collect(study: ml_collections.ConfigDict, workdir: str | pathlib.Path) -> li
     runs = []
     for each, seed in itertools.product(study.cells, study.seeds):
         folder = run_folder(workdir, each, seed)
-        result, metrics = read_result(folder), folder / "metrics.jsonl"
-        finished = result if result and result["completed"] else None
-        runs.append(StudyRun(each, seed, folder, finished, read_metrics(metrics) if metrics.exists() else []))
+        result, problem = None, ""
+        try:
+            result = read_result(folder)
+        except UserError as error:
+            problem = str(error)
+        if result and not result["completed"]:
+            result = None
+        elif result and (lacking := _RESULT_KEYS - result.keys()):
+            result, problem = None, f"{folder / 'result.json'}: {', '.join(sorted(lacking))} missing; mend or move it"
+        if not result and (folder / "error.txt").exists():
+            problem = "failed: " + (folder / "error.txt").read_text(encoding="utf-8").partition("\n")[0]
+        runs.append(StudyRun(each, seed, run_config(study, each, seed), folder, result, problem))
     return runs
 
 
@@ -178,8 +211,12 @@ def result_lines(runs: Iterable[StudyRun]) -> str:
     )
 
 
+_RESULT_KEYS = {"last", "best", "seconds", "parameters", "multiply_adds", "depth"}
+_LONGEST_NAME = 100  # of a cell; it is that of a folder, too
+
+
 def _short(key: str, value) -> str:
-    return str(value) if key == "model.name" else f"{key.split('.')[-1]}={value}"
+    return str(value) if key == "model.name" else f"{key}={value}"
 
 
 def _folder(name: str) -> str:

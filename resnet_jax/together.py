@@ -19,7 +19,7 @@ from resnet_jax.data.device import TrainLoader
 from resnet_jax.environment import use_compilation_cache
 from resnet_jax.errors import DivergedError, InterruptedRun, UserError
 from resnet_jax.estimate import seconds_per_step
-from resnet_jax.loop import stop_requests, train_session
+from resnet_jax.loop import train_session
 from resnet_jax.parallel import is_main_process
 from resnet_jax.session import Session, open_session
 from resnet_jax.step import TrainState
@@ -38,6 +38,7 @@ def train_together(
     workdirs: Sequence[str | pathlib.Path],
     console: Console,
     bars: Progress,
+    stop_requested: Callable[[int], bool],
 ) -> list[dict | DivergedError]:
     """Train runs at once, or go on with them; each ends as it does alone (`loop.train`), to float tolerance.
 
@@ -46,7 +47,7 @@ def train_together(
     Args:
       configs: that differ in `seed` and `optim.lr` alone.
       workdirs: one for each.
-      console, bars: as for `loop.train`.
+      console, bars, stop_requested: as for `loop.train`.
 
     Returns:
       For each what its `result.json` holds, or the error that ended it.
@@ -59,12 +60,12 @@ def train_together(
     if len({shared_program(config) for config in configs}) > 1:
         raise UserError("train_together: expected configs that differ in seed and optim.lr alone")
     with contextlib.ExitStack() as stack:
-        stop_requested = stack.enter_context(stop_requests(console))
         sessions = []
         for config, workdir in zip(configs, workdirs, strict=True):
             run = Run(config)
             folder = stack.enter_context(claim_workdir(workdir, config, write=is_main_process()))
             sessions.append(stack.enter_context(open_session(run, folder, console, bars)))
+            sessions[-1].runs_at_once = len(configs)
         outcomes = {}
         for step in sorted({session.step for session in sessions}):
             group = [session for session in sessions if session.step == step]

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import ml_collections
 
 from resnet_jax.environment import describe_environment
-from resnet_jax.errors import UserError
+from resnet_jax.errors import UserError, WorkdirInUse
 
 try:
     import fcntl
@@ -49,19 +49,31 @@ def name_workdir(path: str | pathlib.Path, config: ml_collections.ConfigDict, wr
     workdir = pathlib.Path(path).expanduser().absolute()
     if not write:
         return workdir
-    given = json.loads(config.to_json())
-    if (workdir / "config.json").exists():
-        differences = _differences(_read_object(workdir / "config.json"), given)
-        if differences:
-            raise UserError(
-                f"workdir: {workdir} belongs to another config; take another --workdir, or the same config:\n"
-                + "\n".join(f"  {line}" for line in differences)
-            )
+    check_workdir(workdir, config)
     with _writing(workdir):
         workdir.mkdir(parents=True, exist_ok=True)
         write_json(workdir / "environment.json", describe_environment())
-        write_json(workdir / "config.json", given)
+        write_json(workdir / "config.json", json.loads(config.to_json()))
     return workdir
+
+
+def check_workdir(path: str | pathlib.Path, config: ml_collections.ConfigDict) -> None:
+    """Raise `UserError`, which shows the difference, if the folder belongs to another config."""
+    path = pathlib.Path(path).expanduser().absolute() / "config.json"
+    differences = _differences(_read_object(path), json.loads(config.to_json())) if path.exists() else []
+    if differences:
+        raise UserError(
+            f"workdir: {path.parent} belongs to another config; take another --workdir, or the same config:\n"
+            + "\n".join(f"  {line}" for line in differences)
+        )
+
+
+def read_environment(workdir: pathlib.Path) -> dict:
+    """What `environment.json` holds, or nothing if it cannot be read."""
+    try:
+        return _read_object(workdir / "environment.json")
+    except UserError:
+        return {}
 
 
 def read_config(workdir: str | pathlib.Path) -> ml_collections.ConfigDict:
@@ -86,7 +98,7 @@ def read_result(workdir: pathlib.Path) -> dict | None:
     if not path.exists():
         return None
     result = _read_object(path)
-    if "completed" not in result:
+    if "completed" not in result or (result["completed"] and not {"last", "best"} <= result.keys()):
         raise UserError(f"{path}: expected the result of a run, found the keys {list(result)}; mend or move it")
     return result
 
@@ -118,7 +130,7 @@ def _lock(folder: int, workdir: pathlib.Path) -> None:
                 folder, fcntl.LOCK_EX | fcntl.LOCK_NB
             )  # until it is closed, or the process ends however it ends
     except OSError:
-        raise UserError(f"workdir: another run is at work in {workdir}; wait for it or take another") from None
+        raise WorkdirInUse(f"workdir: another run is at work in {workdir}; wait for it or take another") from None
 
 
 def _read_object(path: pathlib.Path) -> dict:

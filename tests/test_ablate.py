@@ -11,7 +11,10 @@ import pytest
 from rich.console import Console
 
 from resnet_jax import UserError, ablate
-from resnet_jax.study import cell, grid, make_study
+from resnet_jax.errors import InterruptedRun
+from resnet_jax.session import Session
+from resnet_jax.study import cell, collect, grid, make_study
+from resnet_jax.workdir import claim_workdir
 from tests.tiny import tiny_config
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -44,10 +47,10 @@ def test_a_study_has_one_result_for_each_cell_and_seed_and_runs_none_twice(tmp_p
     assert ablate.run_study(study, tmp_path, QUIET) == []
     found = lines(tmp_path)
     assert [(line["name"], line["seed"], line["overrides"]) for line in found] == [
-        ("shortcut=none", 3, {"model.shortcut": "none"}),
-        ("shortcut=none", 4, {"model.shortcut": "none"}),
-        ("shortcut=A", 3, {"model.shortcut": "A"}),
-        ("shortcut=A", 4, {"model.shortcut": "A"}),
+        ("model.shortcut=none", 3, {"model.shortcut": "none"}),
+        ("model.shortcut=none", 4, {"model.shortcut": "none"}),
+        ("model.shortcut=A", 3, {"model.shortcut": "A"}),
+        ("model.shortcut=A", 4, {"model.shortcut": "A"}),
     ]
     for line in found:
         folder = tmp_path / "cells" / line["name"] / f"seed{line['seed']}"
@@ -57,15 +60,59 @@ def test_a_study_has_one_result_for_each_cell_and_seed_and_runs_none_twice(tmp_p
         assert json.loads((folder / "config.json").read_text())["seed"] == line["seed"]
     assert len({json.dumps(line["last"]) for line in found}) == 4
     monkeypatch.setattr(ablate.loop, "train", lambda *_: pytest.fail("a finished run was run again"))
+    (tmp_path / "results.jsonl").unlink()  # killed before it was written
     assert ablate.run_study(study, tmp_path, QUIET) == []
     assert lines(tmp_path) == found
+
+
+@pytest.mark.slow
+def test_a_damaged_run_does_not_stop_the_rest_and_loses_nothing(tmp_path):
+    study = tiny_study(grid({"model.shortcut": ("none", "A")}))
+    ablate.run_study(study, tmp_path, QUIET)
+    found = lines(tmp_path)
+    damaged = tmp_path / "cells" / "model.shortcut=none" / "seed0" / "result.json"
+    text = damaged.read_text()
+    damaged.write_text(text[:50])
+    assert [run.cell["name"] for run in ablate.run_study(study, tmp_path, QUIET)] == ["model.shortcut=none"]
+    assert lines(tmp_path) == found[1:]
+    assert "cannot be read" in (damaged.parent / "error.txt").read_text()
+    damaged.write_text(text)
+    assert ablate.run_study(study, tmp_path, QUIET) == []
+    assert lines(tmp_path) == found
+
+
+@pytest.mark.slow
+def test_ctrl_c_while_a_run_is_scored_ends_the_study_after_it(tmp_path, monkeypatch):
+    study = tiny_study(grid({"model.shortcut": ("none", "A")}))
+    finish = Session.finish
+
+    def interrupted(session, state):
+        os.kill(os.getpid(), signal.SIGINT)
+        return finish(session, state)
+
+    with monkeypatch.context() as patch, pytest.raises(InterruptedRun, match="to go on, give the same command"):
+        patch.setattr(Session, "finish", interrupted)
+        ablate.run_study(study, tmp_path, QUIET)
+    assert [line["name"] for line in lines(tmp_path)] == ["model.shortcut=none"]
+    assert ablate.run_study(study, tmp_path, QUIET) == []
+    assert len(lines(tmp_path)) == 2
+
+
+@pytest.mark.slow
+def test_a_run_that_another_process_is_at_work_on_is_left_to_it(tmp_path):
+    study = tiny_study(grid({"model.shortcut": ("none", "A")}))
+    run = collect(study, tmp_path)[0]
+    with claim_workdir(run.folder, run.config):
+        assert [run.cell["name"] for run in ablate.run_study(study, tmp_path, QUIET)] == ["model.shortcut=none"]
+    assert [line["name"] for line in lines(tmp_path)] == ["model.shortcut=A"]
+    assert not list(tmp_path.rglob("error.txt"))
 
 
 @pytest.mark.slow
 def test_one_cell_can_be_run_alone(tmp_path):
     study = tiny_study(grid({"optim.lr": (0.1, 0.2)}))
     ablate.run_study(study, tmp_path, QUIET, only_cell=1)
-    assert [line["name"] for line in lines(tmp_path)] == ["lr=0.2"]
+    assert [line["name"] for line in lines(tmp_path)] == ["optim.lr=0.2"]
     for wrong in (-1, 2):
         with pytest.raises(UserError, match=f"--cell: expected 0 to 1, found {wrong}"):
             ablate.run_study(study, tmp_path, QUIET, only_cell=wrong)
@@ -73,7 +120,7 @@ def test_one_cell_can_be_run_alone(tmp_path):
 
 @pytest.mark.slow
 def test_a_failing_cell_does_not_stop_the_rest_and_is_tried_again(tmp_path, monkeypatch):
-    study = tiny_study([cell("diverges", {"optim.lr": 1e30}), cell("breaks", {"seed": 0}), cell("works", {})])
+    study = tiny_study([cell("diverges", {"optim.lr": 1e30}), cell("breaks", {"optim.lr": 0.2}), cell("works", {})])
     train = ablate.loop.train
 
     def breaking(config, folder, *rest):
@@ -102,6 +149,7 @@ def test_a_failing_cell_does_not_stop_the_rest_and_is_tried_again(tmp_path, monk
         ([], "empty grid"),
         ([cell("a", {}), cell("a", {})], "different names"),
         ([cell("a", {}), cell("b", {"parallel.devices": 9})], "cell 'b': parallel.devices: expected at most the 4"),
+        ([cell("a", {}), cell("b", {"norm.name": "group"})], "cell 'b': norm.groups"),
         ([cell("a", {}), cell("b", {"data.name": "kmnist", "data.data_dir": "/nowhere"})], "kmnist is not prepared"),
     ],
 )
@@ -200,7 +248,10 @@ def test_a_bad_command_line_is_one_message_and_status_2(tmp_path):
         ("--config.experiment.optim.lrr=1", "did you mean 'lr'"),
         ("--cell=9", "--cell: expected 0 to 1, found 9"),
         ("--report", "found no config.json"),
+        (f"--config={ROOT}/configs/default.py", "expected a study like configs/ablations/digits.py"),
+        ("--config.cells=3", "cells: expected them from study.cell or study.grid"),
     ):
         process = run_command(tmp_path, argument)
-        assert process.returncode == 2 and message in process.stderr and "Traceback" not in process.stderr
+        assert process.returncode == 2, argument
+        assert message in process.stderr and "Traceback" not in process.stderr
         assert not (tmp_path / "study").exists()

@@ -123,6 +123,7 @@ def test_the_length_on_the_command_line_wins_in_either_unit(arguments, epochs, s
         ("--batch=3", "Unknown command line flag 'batch'"),
         ("3", "found '3'"),
         (f"--config={ROOT / 'configs' / 'cifar10.py'}:big", "takes 0 positional arguments"),
+        (f"--config={ROOT / 'configs' / 'ablations' / 'digits.py'}", "found a study; run it with"),
     ],
 )
 def test_a_bad_command_line_is_one_message(argument, message):

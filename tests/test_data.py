@@ -6,7 +6,7 @@ import pytest
 
 from resnet_jax import DATASETS, UserError
 from resnet_jax.data import sources
-from resnet_jax.data.device import EvalLoader, TrainLoader
+from resnet_jax.data.device import EvalLoader, TrainLoader, train_batch
 from resnet_jax.data.order import epoch_order, steps_for_epochs
 from resnet_jax.data.sources import Examples, load_splits, stratified_holdout
 
@@ -37,22 +37,22 @@ def test_batches_are_the_epochs_orders_one_after_another(batch_size, steps_per_f
         feed = loader.feed(step)
         for ahead in range(steps_per_feed):
             start = (step + ahead) * batch_size
-            batch = loader.batch(feed, ahead, shard=0, shards=1)
+            batch = train_batch(feed, batch_size, ahead, shard=0, shards=1)
             assert ids_of(batch) == stream[start : start + batch_size].tolist()
             np.testing.assert_array_equal(batch["label"], np.array(ids_of(batch)) % 10)
 
 
 def test_every_epoch_holds_each_example_exactly_once():
     loader = TrainLoader(numbered(100), KEY, 32, 1, put=np.asarray)
-    seen = [i for step in range(25) for i in ids_of(loader.batch(loader.feed(step), 0, 0, 1))]
+    seen = [i for step in range(25) for i in ids_of(train_batch(loader.feed(step), 32, 0, 0, 1))]
     assert all(sorted(seen[start : start + 100]) == list(range(100)) for start in range(0, 800, 100))
 
 
 @pytest.mark.parametrize("shards", [2, 4])
 def test_the_devices_parts_make_up_the_global_batch(shards):
     loader = TrainLoader(numbered(100), KEY, 32, 1, put=np.asarray)
-    whole = loader.batch(loader.feed(5), 0, 0, 1)
-    parts = [loader.batch(loader.feed(5), 0, shard, shards) for shard in range(shards)]
+    whole = train_batch(loader.feed(5), 32, 0, 0, 1)
+    parts = [train_batch(loader.feed(5), 32, 0, shard, shards) for shard in range(shards)]
     for name in whole:
         np.testing.assert_array_equal(np.concatenate([part[name] for part in parts]), whole[name])
 

@@ -21,7 +21,7 @@ LEVELS = [
     | {"command", "measure", "plots", "published"},
     {"validate"},
     {"build", "study"},
-    {"runs", "screens", "probes", "estimate"},
+    {"runs", "screens", "probes", "estimate", "findings"},
     {"session"},
     {"loop", "evaluate", "summary", "report"},
     {"together"},

@@ -85,14 +85,6 @@ def test_a_plain_net_has_no_ratio_and_a_scale_is_the_mean_of_its_channels():
     assert found == pytest.approx(float(scale.mean()), rel=1e-6)
 
 
-def test_measuring_changes_nothing(tmp_path):
-    run = Run(tiny_config(measure__layers=True))
-    state = run.initial_state()
-    before = jax.device_get(state)
-    LayerProbe(run).measure(state, 0)
-    jax.tree.map(np.testing.assert_array_equal, before, jax.device_get(state))
-
-
 @pytest.mark.parametrize(("every", "steps", "due"), [(10, 25, [0, 10, 20, 25]), (100, 25, [0, 25])])
 def test_layers_are_measured_at_the_start_at_logged_steps_and_at_the_end(every, steps, due):
     probe = LayerProbe(Run(tiny_config(measure__layers=True, log__every_steps=every, train__steps=steps)))
@@ -128,6 +120,21 @@ def test_without_its_branch_a_block_gives_what_comes_by_the_shortcut(overrides):
         carried = carried * (1 - jax.nn.sigmoid(carried @ gate["kernel"][0, 0] + gate["bias"]))
     np.testing.assert_allclose(removed["stage1"], carried, rtol=1e-5)
     assert np.abs(whole["stage1"] - carried).max() > 0.01
+
+
+@pytest.mark.parametrize("shortcut", ["A", "B", "C"])
+def test_without_its_branch_a_preactivated_block_still_gives_its_shortcut(shortcut):
+    model = create_model("preact_resnet110", num_classes=10, stage_sizes=(1, 1), width=4, shortcut=shortcut)
+    variables = random_variables(model)
+    removed = features(model, damaged(model, variables, "removed")["stage2_block1"])
+    block, statistics = variables["params"]["stage2_block1"], variables["batch_stats"]["stage2_block1"]["bn1"]
+    x = (removed["stage1"] - statistics["mean"]) / np.sqrt(statistics["var"] + 1e-5)
+    x = np.maximum(x * block["bn1"]["scale"] + block["bn1"]["bias"], 0)[:, ::2, ::2]  # shared by branch and shortcut
+    if shortcut == "A":
+        expected = np.pad(x, ((0, 0), (0, 0), (0, 0), (0, 4)))
+    else:
+        expected = x @ block["downsample_conv"]["kernel"][0, 0]
+    np.testing.assert_allclose(removed["stage2"], expected, rtol=1e-4, atol=1e-5)
 
 
 def test_a_projection_stays_when_the_branch_goes():

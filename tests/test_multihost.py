@@ -91,8 +91,8 @@ def test_two_processes_with_two_devices_train_as_one_with_four(tmp_path):
 def test_a_study_on_two_processes_has_one_result_for_each_run(tmp_path):
     run_two_processes(STUDY, tmp_path / "study")
     found = [json.loads(line) for line in (tmp_path / "study" / "results.jsonl").read_text().splitlines()]
-    assert [(line["name"], line["seed"]) for line in found] == [("lr=0.1", 1)]
-    assert [path.parts[-3] for path in (tmp_path / "study").rglob("error.txt")] == ["lr=1e+30"]
+    assert [(line["name"], line["seed"]) for line in found] == [("optim.lr=0.1", 1)]
+    assert [path.parts[-3] for path in (tmp_path / "study").rglob("error.txt")] == ["optim.lr=1e+30"]
     result = loop.train(tiny_config(**SETTINGS, seed=1), tmp_path / "one")
     assert found[0]["last"]["test"] == pytest.approx(result["last"]["test"], rel=1e-3)
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from configs import cifar10_he2015, default
-from resnet_jax import plots, report
+from resnet_jax import findings, plots, report
 from resnet_jax.published import published_error
 from resnet_jax.study import cell, make_study, run_folder
 
@@ -85,7 +85,8 @@ def complete(tmp_path_factory):
             train, test = ERRORS[each["name"]]
             write_run(workdir, each, seed, train[seed], test[seed], int(each["name"][-2:]), **MEASURED)
     environment = {"command": ["/somewhere/ablate.py", "--workdir=runs/a b"], "jax": "0.10.2", "git_revision": "abc+"}
-    (workdir / "environment.json").write_text(json.dumps(environment))
+    for folder in workdir.glob("cells/*/*"):
+        (folder / "environment.json").write_text(json.dumps(environment))
     drawn = {}
     with pytest.MonkeyPatch.context() as patch:
         for name in ("plot_error_curves", "plot_final_errors", "plot_layers"):
@@ -122,16 +123,16 @@ def test_a_difference_is_stated_with_its_direction_interval_and_p():
     rest = (
         f"(95% confidence interval {9 - half:.2f} to {9 + half:.2f}; {{}} in 3 of 3 seeds; paired t-test over 3 seeds"
     )
-    higher = report.compare_errors("training", "plain56", "plain20", [11, 10, 12], [1, 2, 3])
+    higher = findings.compare_errors("training", "plain56", "plain20", [11, 10, 12], [1, 2, 3])
     expected = f"plain56's training error is higher than plain20's by 9.00 points {rest.format('higher')}, p = 0.0041)."
     assert higher == expected
-    lower = report.compare_errors("test", "plain20", "plain56", [1, 2, 3], [11, 10, 12])
+    lower = findings.compare_errors("test", "plain20", "plain56", [1, 2, 3], [11, 10, 12])
     expected = f"plain20's test error is lower than plain56's by 9.00 points {rest.format('lower')}, p = 0.0041)."
     assert lower == expected
 
 
 def test_without_significance_no_difference_is_claimed_and_no_equality():
-    sentence = report.compare_errors("test", "a", "b", [3.0, 1.0, 2.5], [1.0, 2.0, 1.5])
+    sentence = findings.compare_errors("test", "a", "b", [3.0, 1.0, 2.5], [1.0, 2.0, 1.5])
     assert sentence.startswith("The data do not show a difference between the test errors of a and b")
     assert "a's minus b's: 0.67 points" in sentence
     assert "higher in 2 of 3 seeds" in sentence
@@ -140,17 +141,17 @@ def test_without_significance_no_difference_is_claimed_and_no_equality():
 
 
 def test_where_no_test_is_possible_the_sentence_says_so():
-    one = report.compare_errors("test", "a", "b", [5.0], [7.5])
+    one = findings.compare_errors("test", "a", "b", [5.0], [7.5])
     assert (
         one
         == "a's test error is lower than b's by 2.50 points in the one seed that both have finished; one seed "
         + ("allows no test.")
     )
-    rounded = report.compare_errors("test", "a", "b", [10.3, 11.3, 0.8], [5.3, 6.3, -4.2])  # 5, but for rounding
+    rounded = findings.compare_errors("test", "a", "b", [10.3, 11.3, 0.8], [5.3, 6.3, -4.2])  # 5, but for rounding
     assert "higher than b's by 5.00 points in each of 3 seeds; differences that do not vary allow no test" in rounded
     assert "p " not in rounded
-    assert "a's test error equals b's in each of 2 seeds" in report.compare_errors("test", "a", "b", [1, 2], [1, 2])
-    assert "no seed in common" in report.compare_errors("test", "a", "b", [], [])
+    assert "a's test error equals b's in each of 2 seeds" in findings.compare_errors("test", "a", "b", [1, 2], [1, 2])
+    assert "no seed in common" in findings.compare_errors("test", "a", "b", [], [])
 
 
 def test_the_table_holds_means_and_standard_deviations(complete):
@@ -263,6 +264,29 @@ def test_the_report_names_every_picture_and_how_it_was_made_and_is_rebuilt_to_th
     assert "| resnet20 | 3 | 10.00 ± 0.00 | 8.00 ± 0.00 | -2.00 ± 0.00 |" in before
     report.write_report(study, workdir)
     assert (workdir / "report.md").read_text() == before
+
+
+def test_a_finished_run_that_has_lost_its_curves_is_shown_as_missing(tmp_path):
+    study = make_study("Parts", default.get_config(), make_cells())
+    for seed in (0, 1, 2):
+        write_run(tmp_path, study.cells[0], seed, 1.0, 4.0, 20)
+    (run_folder(tmp_path, study.cells[0], 1) / "metrics.jsonl").unlink()
+    report.write_report(study, tmp_path)
+    text = (tmp_path / "report.md").read_text()
+    assert "| plain20 | 20 | 2 of 3; finished, but its metrics.jsonl is missing or cannot be read |" in text
+    assert "- plain20, seed 1: finished, but its metrics.jsonl is missing" in text
+
+
+def test_the_commands_of_all_sessions_are_at_the_foot(tmp_path):
+    study = make_study("Parts", default.get_config(), make_cells())
+    for seed in (0, 1, 2):
+        write_run(tmp_path, study.cells[0], seed, 1.0, 4.0, 20)
+        environment = {"command": ["ablate.py", f"--cell={seed // 2}"], "git_revision": f"abc{seed // 2}"}
+        (run_folder(tmp_path, study.cells[0], seed) / "environment.json").write_text(json.dumps(environment))
+    report.write_report(study, tmp_path)
+    text = (tmp_path / "report.md").read_text()
+    assert "```\npython -m resnet_jax.ablate --cell=0\npython -m resnet_jax.ablate --cell=1\n```" in text
+    assert "```\ngit_revision: abc0\n\ngit_revision: abc1\n```" in text
 
 
 def test_missing_half_done_and_failed_runs_are_shown(tmp_path):

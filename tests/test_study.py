@@ -51,7 +51,7 @@ def test_a_grid_holds_every_combination_once():
     cells = grid({"model.name": ("plain20", "resnet20"), "optim.lr": (0.1, 0.2), "augment.flip": (True, False)})
     assert len(cells) == len({each["name"] for each in cells}) == 8
     assert cells[1] == {
-        "name": "plain20, lr=0.1, flip=False",
+        "name": "plain20, optim.lr=0.1, augment.flip=False",
         "overrides": {"model.name": "plain20", "optim.lr": 0.1, "augment.flip": False},
         "series": "",
     }
@@ -70,14 +70,19 @@ def test_a_run_is_the_experiment_with_the_overrides_of_its_cell_and_a_seed():
     [
         ([], {}, "cells: expected at least one cell, found an empty grid"),
         (grid({"optim.lr": ()}), {}, "found an empty grid"),
-        ([cell("a", {}), cell("a", {"seed": 1})], {}, "cells: expected different names, found 'a'"),
+        ([cell("a", {}), cell("a", {"optim.lr": 1.0})], {}, "cells: expected different names, found 'a'"),
+        ([cell("a", {"seed": 1})], {}, "cell 'a': seed: every cell is run with the seeds of the study"),
+        ([cell(5, {})], {}, "cells: expected names of 1 to 100 letters, found 5"),
+        ([cell("a" * 300, {})], {}, "cells: expected names of 1 to 100 letters"),
+        ([{"name": "a"}], {}, "cells: expected them from study.cell or study.grid, found {'name': 'a'}"),
+        ([3], {}, "cells: expected them from study.cell or study.grid, found 3"),
         ([cell("a, b", {}), cell("a-b", {})], {}, "cells: expected different names, found 'a, b' .* and 'a-b'"),
-        (grid({"optim.lrr": (1,)}), {}, r"cell 'lrr=1': optim.lrr: there is no such key; did you mean 'lr'\?"),
+        (grid({"optim.lrr": (1,)}), {}, r"cell 'optim.lrr=1': optim.lrr: there is no such key; did you mean 'lr'\?"),
         (grid({"optm.lr": (1,)}), {}, "optm.lr: there is no such key; did you mean 'optim'"),
         (grid({"optim.lr.x": (1,)}), {}, "optim.lr.x: there is no such key"),
         (grid({"optim": (1,)}), {}, "optim: "),
-        (grid({"optim.lr": ("fast",)}), {}, "cell 'lr=fast': optim.lr: "),
-        (grid({"optim.lr": (0.1, -1.0)}), {}, "cell 'lr=-1.0': optim.lr: expected a finite number"),
+        (grid({"optim.lr": ("fast",)}), {}, "cell 'optim.lr=fast': optim.lr: "),
+        (grid({"optim.lr": (0.1, -1.0)}), {}, "cell 'optim.lr=-1.0': optim.lr: expected a finite number"),
         (grid({"model.name": ("resnet21",)}), {}, "model.name: .*did you mean .resnet"),
         (None, {"seeds": ()}, "seeds: expected different numbers, at least one"),
         (None, {"seeds": (1, 1)}, "seeds: expected different numbers"),
@@ -96,22 +101,32 @@ def test_keys_of_the_experiment_can_be_given_on_the_command_line():
         read(path, "--config.experiment.optim.lrr=0.05")
 
 
-def test_collecting_finds_finished_half_run_and_missing_runs(tmp_path):
-    given = study([cell("a b", {}), cell("c", {})], seeds=(0, 1))
+def test_collecting_finds_finished_half_run_damaged_failed_and_missing_runs(tmp_path):
+    given = study([cell("a b", {}), cell("c", {})], seeds=(0, 1, 2))
     assert [run.folder.relative_to(tmp_path).as_posix() for run in collect(given, tmp_path)] == [
-        "cells/a-b/seed0",
-        "cells/a-b/seed1",
-        "cells/c/seed0",
-        "cells/c/seed1",
+        f"cells/{name}/seed{seed}" for name in ("a-b", "c") for seed in (0, 1, 2)
     ]
-    for name, seed, completed in (("a b", 0, True), ("c", 1, False)):
+    finished = dict.fromkeys(("last", "best", "seconds", "parameters", "multiply_adds", "depth"), 1)
+    files = {
+        ("a b", 0): {"result.json": json.dumps({"completed": True, **finished}), "error.txt": "of an earlier time"},
+        ("a b", 1): {"result.json": '{"completed": false}', "metrics.jsonl": '{"step": 1, "split": "train"}\n{"st'},
+        ("a b", 2): {"result.json": '{"compl'},
+        ("c", 0): {"result.json": json.dumps({"completed": True, "last": 1, "best": 1})},
+        ("c", 1): {"error.txt": "it broke\ndetails"},
+    }
+    for (name, seed), texts in files.items():
         folder = run_folder(tmp_path, cell(name, {}), seed)
         folder.mkdir(parents=True)
-        (folder / "result.json").write_text(json.dumps({"completed": completed}))
-        (folder / "metrics.jsonl").write_text('{"step": 1, "split": "train"}\n{"step": 2, "spl')
+        for file, text in texts.items():
+            (folder / file).write_text(text)
     runs = collect(given, tmp_path)
-    assert [bool(run.result) for run in runs] == [True, False, False, False]
-    assert [len(run.lines) for run in runs] == [1, 0, 0, 1]
+    assert [bool(run.result) for run in runs] == [True, False, False, False, False, False]
+    assert [len(run.lines) for run in runs] == [0, 1, 0, 0, 0, 0]
+    problems = [run.problem for run in runs]
+    assert problems[0] == problems[1] == problems[5] == ""
+    assert "result.json: cannot be read" in problems[2]
+    assert "depth, multiply_adds, parameters, seconds missing" in problems[3]
+    assert problems[4] == "failed: it broke"
 
 
 def test_default_values_of_a_study_do_not_change_the_default_experiment():

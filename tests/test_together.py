@@ -14,7 +14,13 @@ from tests.tiny import tiny_config
 
 QUIET = Console(quiet=True)
 OWN = [{"seed": 0}, {"seed": 1}, {"seed": 1, "optim__lr": 0.05}]
-SETTINGS = {"augment__crop": 1, "augment__mixup": 0.2, "measure__layers": True, "log__every_steps": 10}
+SETTINGS = {
+    "augment__crop": 1,
+    "augment__mixup": 0.2,
+    "log__every_steps": 10,
+    "measure__layers": True,
+    "measure__precise_statistics": True,
+}
 
 
 def configs():
@@ -22,7 +28,8 @@ def configs():
 
 
 def together(configs, folder):
-    return train_together(configs, [folder / str(i) for i in range(len(configs))], QUIET, progress_bars(QUIET))
+    folders = [folder / str(i) for i in range(len(configs))]
+    return train_together(configs, folders, QUIET, progress_bars(QUIET), lambda step: False)
 
 
 def curves(folder):
@@ -61,33 +68,52 @@ def test_seeds_and_rates_in_one_program_give_the_curves_of_each_alone(tmp_path, 
         load_checkpoint(tmp_path / str(index))
 
 
-@pytest.mark.slow
-def test_runs_that_stopped_at_different_steps_end_as_each_alone(tmp_path, alone, monkeypatch):
-    from resnet_jax import together as module
+class Killed(Exception):
+    pass
 
-    class Killed(Exception):
-        pass
 
-    # The first run alone dies after its first checkpoint, the others before theirs.
+def dies_after(step_of_death, monkeypatch, train):
+    """Train until a run has logged and saved at this step, and no further."""
+
     def dies(self, step, state, stopping, after_step=Session.after_step):
         after_step(self, step, state, stopping)
-        if step >= 15:
+        if step >= step_of_death:
             raise Killed
 
     with monkeypatch.context() as patch, pytest.raises(Killed):
         patch.setattr(Session, "after_step", dies)
-        loop.train(configs()[0], tmp_path / "0", QUIET)
-    groups = []
-    train_group = module._train_group
+        train()
+
+
+@pytest.fixture
+def groups(monkeypatch):
+    """The steps at which groups of runs start."""
+    from resnet_jax import together as module
+
+    found, train_group = [], module._train_group
 
     def spied(sessions, stop_requested):
-        groups.append([session.step for session in sessions])
+        found.append([session.step for session in sessions])
         return train_group(sessions, stop_requested)
 
     monkeypatch.setattr(module, "_train_group", spied)
+    return found
+
+
+@pytest.mark.slow
+def test_runs_that_stopped_at_different_steps_end_as_each_alone(tmp_path, alone, monkeypatch, groups):
+    dies_after(15, monkeypatch, lambda: loop.train(configs()[0], tmp_path / "0", QUIET))
     together(configs(), tmp_path)
-    assert [len(group) for group in groups] == [2, 1]
-    assert groups[0] == [0, 0] and groups[1][0] > 0
+    assert groups[0] == [0, 0]
+    assert len(groups[1]) == 1 and groups[1][0] > 0
+    assert_same(tmp_path, alone)
+
+
+@pytest.mark.slow
+def test_runs_that_were_killed_together_go_on_together(tmp_path, alone, monkeypatch, groups):
+    dies_after(25, monkeypatch, lambda: together(configs(), tmp_path))
+    together(configs(), tmp_path)
+    assert groups == [[0, 0, 0], [20, 20], [30]]  # the first had saved once more
     assert_same(tmp_path, alone)
 
 

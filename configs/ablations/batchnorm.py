@@ -5,8 +5,8 @@
 
 Hardware: four devices, such as the four virtual ones of that command on 2 CPU cores.
 
-ResNet-20 on scikit-learn's digits, batches of 32 on four devices: 8 examples on each. The net without norms learns at a
-tenth of the rate, since it diverges at the others'.
+ResNet-20 on scikit-learn's digits, batches of 32 on four devices: 8 examples on each. The net without norms gets a
+fifth of the others' rate.
 """
 
 from configs.ablations import digits
@@ -19,10 +19,10 @@ def get_config():
     experiment.train.batch_size = 32
     experiment.parallel.devices = 4
     cells = [
-        cell("batch norm over 8, a device", {"norm.scope": "local"}),
-        cell("batch norm over 16, two devices", {"norm.scope": "group", "norm.group_size": 2}),
-        cell("batch norm over 32, all devices", {"norm.scope": "global"}),
-        cell("group norm, 4 groups", {"norm.name": "group", "norm.groups": 4}),
-        cell("no norm, lr 0.01", {"norm.name": "none", "optim.lr": 0.01}),
+        cell("batch norm over 8 (one device)", {"norm.scope": "local"}),
+        cell("batch norm over 16 (two devices)", {"norm.scope": "group", "norm.group_size": 2}),
+        cell("batch norm over 32 (all devices)", {"norm.scope": "global"}),
+        cell("group norm (4 groups)", {"norm.name": "group", "norm.groups": 4}),
+        cell("no norm (lr 0.01)", {"norm.name": "none", "optim.lr": 0.01}),
     ]
     return make_study("Norms on digits", experiment, cells)

@@ -14,7 +14,8 @@ class TrainLoader:
     """Batches of the training split, each a pure function of (seed, step).
 
     Position p of the endless stream of examples is entry p % n of the order of epoch p // n; the batch of a step
-    takes the next `batch_size` positions. `feed(step)` runs on the host and is cheap; `batch(feed, ...)` is traced.
+    takes the next `batch_size` positions. `feed(step)` runs on the host and is cheap; `train_batch(feed, ...)` is
+    traced.
 
     Args:
       examples: the split, on the host.
@@ -46,17 +47,22 @@ class TrainLoader:
             self._arrays["orders"] = self._put(self._orders(self._key, np.int32(epoch)))
         return {**self._arrays, "offset": np.int32(offset)}
 
-    def batch(self, feed: dict, ahead: int | jax.Array, shard: int | jax.Array, shards: int) -> dict[str, jax.Array]:
-        """This device's part of the batch, `ahead` steps after the feed's first (traced).
 
-        Returns:
-          {"image": uint8 (b, h, w, c), "label": int32 (b,), "position": int32 (b,) in the global batch}, where b is
-          `batch_size // shards`.
-        """
-        in_batch = shard_positions(self.batch_size, shard, shards)
-        in_stream = feed["offset"] + ahead * self.batch_size + in_batch
-        ids = feed["orders"][in_stream // self.num_examples, in_stream % self.num_examples]
-        return {"image": feed["images"][ids], "label": feed["labels"][ids], "position": in_batch}
+def train_batch(
+    feed: dict, batch_size: int, ahead: int | jax.Array, shard: int | jax.Array, shards: int
+) -> dict[str, jax.Array]:
+    """This device's part of a training batch, `ahead` steps after the feed's first (traced).
+
+    Returns:
+      {"image": uint8 (b, h, w, c), "label": int32 (b,), "position": int32 (b,) in the global batch}, where b is
+      `batch_size // shards`.
+    """
+    orders = feed["orders"]
+    _, num_examples = orders.shape
+    in_batch = shard_positions(batch_size, shard, shards)
+    in_stream = feed["offset"] + ahead * batch_size + in_batch
+    ids = orders[in_stream // num_examples, in_stream % num_examples]
+    return {"image": feed["images"][ids], "label": feed["labels"][ids], "position": in_batch}
 
 
 class EvalLoader:
