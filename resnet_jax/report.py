@@ -155,7 +155,8 @@ def _figures(finished: Mapping[str, list[StudyRun]]) -> list[_Figure]:
                 functools.partial(plots.plot_error_curves, cells, train, _curves(finished, split), split),
             )
         )
-    if any(len(own) > 1 for own in series_by_depth(finished).values()):
+    series = series_by_depth(finished)
+    if any(len(own) > 1 for own in series.values()):
         joined = [cell for cell in cells if cell.series]
         errors = {
             f"{kind.capitalize()} error": {
@@ -167,7 +168,7 @@ def _figures(finished: Mapping[str, list[StudyRun]]) -> list[_Figure]:
             _Figure(
                 "Final error against depth",
                 "final_errors.png",
-                f"Training and test error of the last weights against depth of {', '.join(series_by_depth(finished))} nets",
+                f"Training and test error of the last weights against depth of {', '.join(series)} nets",
                 "Mean over seeds; bars: standard deviation over seeds, cut at 0; dots: seeds.",
                 functools.partial(plots.plot_final_errors, joined, errors),
             )
