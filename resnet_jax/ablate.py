@@ -117,14 +117,12 @@ def _groups(runs: list[StudyRun], runs_at_once: int | None, console: Console) ->
     """Runs that share a program, so many as are to be trained at once."""
     # One after another is faster on CPU; and several processes must not decide by their own clocks.
     can_gain = jax.default_backend() != "cpu" and jax.process_count() == 1
-    at_once = runs_at_once or (len(runs) if can_gain else 1)
-    is_measured = False
     for _, group in itertools.groupby(runs, key=lambda run: shared_program(run.config)):
         alike = list(group)
-        if at_once > 1 < len(alike) and not is_measured:
-            is_measured = True
-            if not _is_faster([run.config for run in alike[:at_once]], console) and not runs_at_once:
-                at_once = 1
+        at_once = min(len(alike), runs_at_once or (len(alike) if can_gain else 1))
+        if at_once > 1:
+            faster = _is_faster([run.config for run in alike[:at_once]], console)
+            at_once = at_once if faster or runs_at_once else 1
         yield from (alike[start : start + at_once] for start in range(0, len(alike), at_once))
 
 
