@@ -15,7 +15,7 @@ from rich.progress import Progress
 from rich.table import Table
 
 from resnet_jax import loop, report
-from resnet_jax.build import build_data, build_model, image_shape, variable_shapes
+from resnet_jax.build import Run
 from resnet_jax.command import is_study, parse_command, resolve_length
 from resnet_jax.environment import use_compilation_cache
 from resnet_jax.errors import InterruptedRun, UserError, WorkdirInUse, command_line
@@ -24,7 +24,6 @@ from resnet_jax.logs import progress_bars
 from resnet_jax.parallel import is_main_process, join_processes
 from resnet_jax.study import StudyRun, check_study, collect, read_study, result_lines, run_config
 from resnet_jax.together import shared_program, speed_up, train_together
-from resnet_jax.validate import check_devices
 from resnet_jax.workdir import check_workdir, name_workdir, write_text
 
 _DEFAULT = pathlib.Path(__file__).parent.parent / "configs" / "ablations" / "digits.py"
@@ -104,11 +103,8 @@ def _identity(study: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
 
 def _check_surroundings(study: ml_collections.ConfigDict) -> None:
     for cell in study.cells:
-        config = run_config(study, cell, study.seeds[0])
         try:
-            check_devices(config, jax.device_count(), jax.process_count())
-            build_data(config)
-            variable_shapes(build_model(config), image_shape(config))
+            Run(run_config(study, cell, study.seeds[0]))  # refuses what cannot run, and compiles nothing
         except UserError as error:
             raise UserError(f"cell {cell['name']!r}: {error}") from None
 
@@ -244,8 +240,9 @@ def main(argv: list[str] | None = None) -> None:
             if values.cell is None and is_main_process():
                 _write_report(study, workdir, console)
             if failed:
+                names = "; ".join(map(_name, failed))
                 raise FailedRuns(
-                    f"{len(failed)} runs failed: {'; '.join(map(_name, failed))}. See error.txt in their folders, like "
+                    f"{len(failed)} of the runs failed: {names}. See error.txt in their folders, like "
                     f"{failed[0].folder}; they are tried again when you give the same command"
                 )
 

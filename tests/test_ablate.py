@@ -150,6 +150,7 @@ def test_a_failing_cell_does_not_stop_the_rest_and_is_tried_again(tmp_path, monk
         ([cell("a", {}), cell("a", {})], "different names"),
         ([cell("a", {}), cell("b", {"parallel.devices": 9})], "cell 'b': parallel.devices: expected at most the 4"),
         ([cell("a", {}), cell("b", {"norm.name": "group"})], "cell 'b': norm.groups"),
+        ([cell("a", {}), cell("b", {"optim.warmup_steps": 9})], "cell 'b': optim.warmup_epochs.*the run of 5 steps"),
         ([cell("a", {}), cell("b", {"data.name": "kmnist", "data.data_dir": "/nowhere"})], "kmnist is not prepared"),
     ],
 )
