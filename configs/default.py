@@ -22,6 +22,8 @@ def get_config() -> ml_collections.ConfigDict:
     model.num_classes = placeholder(int)  # default: what the data have; a check if given
     model.shortcut = placeholder(str)  # none, A, B, C, highway or skipinit; default: the model's own
     model.stem = placeholder(str)  # imagenet or small; default: the model's own
+    model.downsample = "stride"  # or "blur": strided convolutions see a blurred input
+    model.stochastic_depth = 0.0  # probability that a step drops the last block's branch; less for those before
     model.zero_init_last_scale = False  # residual blocks begin as the identity
 
     config.norm = norm = ml_collections.ConfigDict()
@@ -33,17 +35,34 @@ def get_config() -> ml_collections.ConfigDict:
     norm.epsilon = 1e-5
 
     config.data = data = ml_collections.ConfigDict()
-    data.name = "digits"  # a key of resnet_jax.data.DATASETS
-    data.data_dir = placeholder(str)  # of prepared data; default: TensorFlow Datasets' own
-    data.loader = "device"  # the data set lies on the device
+    # A key of resnet_jax.data.DATASETS; or, for the stream: imagenet2012, imagenette, oxford_iiit_pet, any other
+    # image classification set of TensorFlow Datasets as tfds:BUILDER, folder, tar, or synthetic:EXAMPLES:CLASSES
+    data.name = "digits"
+    data.data_dir = placeholder(str)  # of the data; default: TensorFlow Datasets' own
+    data.loader = "device"  # the data set lies on the device; or "stream": it is read and decoded while training
     data.validation_size = 180  # examples held out of the training split; 0: train on all, no best checkpoint
     data.image_size = placeholder(int)  # resize to this square; default: as stored
     data.normalization = "channel"  # by the data set's mean and std; or "pixel_mean": minus the mean training image
+    data.workers = "auto"  # of the stream: threads or processes; auto: threads, where they do not block each other
+    data.num_workers = placeholder(int)  # on each host; default: two threads, or one process, for each CPU
+    data.max_damaged = 0.001  # of the stream: share of a split's images that may be damaged before the run stops
 
     config.augment = augment = ml_collections.ConfigDict()
+    augment.view = "center"  # of the stream, what is cut from an image: the centre, random_resized or scale_jitter
+    augment.area = (0.08, 1.0)  # random_resized: share of the image
+    augment.short_sides = (256, 480)  # scale_jitter: of the image that a square of data.image_size is cut from
+    augment.sizes = ()  # progressive resizing, like ((0.0, 128), (0.5, 192)): data.image_size from a part of the run on
+    augment.repeats = 1  # how often an example stands in a batch, each time with another crop
+    augment.policy = "none"  # or randaugment, autoaugment, trivialaugment
+    augment.num_ops = 2  # randaugment: operations one after another
+    augment.magnitude = 9.0  # randaugment: 0 to 30
+    augment.magnitude_std = 0.0  # randaugment: of a normal distribution around the magnitude
+    augment.jitter = (0.0, 0.0, 0.0, 0.0)  # up to how much of brightness, contrast, saturation (shares) and hue (turns)
+    augment.lighting = 0.0  # standard deviation of colour noise along ImageNet's principal components
     augment.flip = False  # left to right, half of the time
     augment.crop = 1  # pixels of padding before a random crop
     augment.cutout = 0  # side of the square hole, pixels
+    augment.erasing = 0.0  # probability of a random rectangular hole
     augment.mixup = 0.0  # alpha; 0 for off
     augment.cutmix = 0.0  # alpha; 0 for off. Both on: either, with equal chance
 
@@ -51,6 +70,8 @@ def get_config() -> ml_collections.ConfigDict:
     train.batch_size = 128  # global, over all devices
     train.steps = placeholder(int)
     train.epochs = FieldReference(30.0)  # length of the run: epochs, or steps; the other is None
+    train.loss = "softmax"  # cross-entropy; or "bce": binary cross-entropy of each class
+    train.bce_threshold = placeholder(float)  # bce: mixed targets above it count as 1, others as 0; default: as mixed
     train.label_smoothing = 0.0
     train.microbatches = 1  # gradient accumulation: parts that a device's batch is worked through in
     train.ema_decay = 0.0  # of the moving average of the weights, which is evaluated too; 0 for none
@@ -86,6 +107,9 @@ def get_config() -> ml_collections.ConfigDict:
 
     config.eval = evaluation = ml_collections.ConfigDict()
     evaluation.batch_size = 1000  # global; rounded up to a multiple of the devices
+    evaluation.image_size = placeholder(int)  # of the stream; default: data.image_size
+    evaluation.crop_fraction = 0.875  # of the stream: the centre's share of the resized short side
+    evaluation.interpolation = "bilinear"  # of the stream, antialiased; or bicubic
     evaluation.every_epochs = 1.0  # evaluate on the validation split and save a checkpoint
     evaluation.test_curve = False  # score the test split too, for its curve alone: it chooses nothing
 

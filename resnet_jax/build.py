@@ -9,11 +9,14 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
-from resnet_jax.data.augment import augment_images, mix_images, normalize
-from resnet_jax.data.device import EvalLoader, TrainLoader, train_batch
+from resnet_jax.data import device, stream
+from resnet_jax.data.archives import is_archive
+from resnet_jax.data.augment import augment_colours, augment_images, mix_images, normalize
+from resnet_jax.data.crops import EVALUATION_VIEWS, VIEWS
 from resnet_jax.data.facts import DATASETS
-from resnet_jax.data.order import steps_for_epochs
-from resnet_jax.data.sources import Examples, load_splits
+from resnet_jax.data.order import Feed, steps_for_epochs
+from resnet_jax.data.sources import dataset_facts, load_splits, open_splits
+from resnet_jax.errors import UserError
 from resnet_jax.metrics import add_sums
 from resnet_jax.models import attributes_of, create_model
 from resnet_jax.models.layers import NORMS
@@ -22,7 +25,7 @@ from resnet_jax.models.resnet import ResNet
 from resnet_jax.optim import make_optimizer, make_schedule
 from resnet_jax.parallel import DataParallel
 from resnet_jax.step import TrainState, create_state, make_eval_step, make_train_step
-from resnet_jax.validate import check_config, check_devices, check_warmup
+from resnet_jax.validate import check_config, check_data, check_devices, check_warmup
 
 
 def build_model(config: ml_collections.ConfigDict, **batch_norm_settings) -> ResNet:
@@ -30,7 +33,10 @@ def build_model(config: ml_collections.ConfigDict, **batch_norm_settings) -> Res
 
     Without an axis, batch statistics are those of the images that the model is called with.
     """
-    chosen = {key: config.model[key] for key in ("shortcut", "stem", "zero_init_last_scale") if config.model[key]}
+    settings = ("shortcut", "stem", "downsample", "stochastic_depth", "zero_init_last_scale")
+    chosen = {key: config.model[key] for key in settings if config.model[key]}
+    if config.model.downsample == "stride":  # what all do that are not told otherwise; not all can be told
+        del chosen["downsample"]
     norm_settings = {
         "batch": {"momentum": config.norm.momentum, "epsilon": config.norm.epsilon, **batch_norm_settings},
         "group": {"groups": config.norm.groups, "epsilon": config.norm.epsilon},
@@ -40,27 +46,37 @@ def build_model(config: ml_collections.ConfigDict, **batch_norm_settings) -> Res
         chosen["norm"] = functools.partial(NORMS[config.norm.name], **norm_settings[config.norm.name])
     return create_model(
         config.model.name,
-        num_classes=DATASETS[config.data.name].num_classes,
+        num_classes=config.model.num_classes or dataset_facts(config.data.name, config.data.data_dir).num_classes,
         dtype=jnp.dtype(config.precision),
         **chosen,
     )
 
 
-def build_data(config: ml_collections.ConfigDict) -> tuple[dict[str, Examples], functools.partial]:
-    """The splits on the host, and the function that makes model input of uint8 images (traceable)."""
-    splits = load_splits(config.data.name, config.data.validation_size, config.data.data_dir)
-    facts = DATASETS[config.data.name]
+def build_data(config: ml_collections.ConfigDict) -> tuple[dict, functools.partial]:
+    """The splits, and the function that makes model input of images of 0..255 (traceable).
+
+    Splits are uint8 examples on the host; those of the stream are sources, read one example at a time.
+    """
+    data = config.data
+    facts = dataset_facts(data.name, data.data_dir)
     mean, std = np.float32([[[facts.mean]]]), np.float32([[[facts.std]]])
-    if config.data.normalization == "pixel_mean":
+    if is_archive(data.name):  # the stream gives images of the size of a step, or of evaluation
+        splits = open_splits(data.name, data.validation_size, data.data_dir)
+        return splits, functools.partial(normalize, mean=mean, std=std)
+    load = load_splits if data.loader == "device" else open_splits
+    splits = load(data.name, data.validation_size, data.data_dir)
+    if data.normalization == "pixel_mean":
         mean = np.float32(splits["train"].images.mean(axis=0, keepdims=True, dtype=np.float64) / 255)
         std = np.float32(1)
-    return splits, functools.partial(normalize, mean=mean, std=std, size=config.data.image_size)
+    return splits, functools.partial(normalize, mean=mean, std=std, size=data.image_size)
 
 
 def image_shape(config: ml_collections.ConfigDict) -> tuple[int, int, int]:
     """(height, width, channels) of what the model sees."""
-    height, width, channels = DATASETS[config.data.name].image_shape
     size = config.data.image_size
+    if is_archive(config.data.name):
+        return (size, size, 3)
+    height, width, channels = DATASETS[config.data.name].image_shape
     return (size, size, channels) if size else (height, width, channels)
 
 
@@ -80,10 +96,11 @@ class Run:
     """The parts of a run, put together from a config.
 
     Attributes:
-      config: as given.
+      config: as given, and with the number of classes of data that stay on disk, so that checkpoints can be read
+        where they are not.
       facts: of the data set.
       image_shape: (height, width, channels) of the model's input.
-      splits: uint8 examples on the host, by name.
+      splits: by name; see `build_data`.
       model, schedule, parallel: see `models`, `optim` and `parallel`.
       peak_lr: after scaling with the batch.
       num_steps, warmup_steps: in steps.
@@ -98,8 +115,12 @@ class Run:
         check_config(config)
         check_devices(config, jax.device_count(), jax.process_count())
         self._cache = {}
+        self.facts = dataset_facts(config.data.name, config.data.data_dir)
+        check_data(config, self.facts)
+        if is_archive(config.data.name):
+            config = config.copy_and_resolve_references()
+            config.model.num_classes = self.facts.num_classes
         self.config = config
-        self.facts = DATASETS[config.data.name]
         self.image_shape = image_shape(config)
         self.parallel = DataParallel(jax.devices()[: config.parallel.devices], config.parallel.wrapper)
         axis = self.parallel.batch_statistics_axis(config.norm.scope, config.norm.group_size)
@@ -108,7 +129,7 @@ class Run:
         self.splits, self._prepare = build_data(config)
 
         steps = functools.partial(
-            steps_for_epochs, num_examples=len(self.splits["train"].labels), batch_size=config.train.batch_size
+            steps_for_epochs, num_examples=len(self.splits["train"]), batch_size=config.train.batch_size
         )
         self.num_steps = config.train.steps or steps(config.train.epochs)
         every = config.eval.every_epochs
@@ -165,7 +186,7 @@ class Run:
 
     def epoch(self, step: int) -> float:
         """Epochs seen after `step` steps."""
-        return step * self.config.train.batch_size / len(self.splits["train"].labels)
+        return step * self.config.train.batch_size / len(self.splits["train"])
 
     def is_eval_step(self, step: int) -> bool:
         """Evaluate and save after this step?"""
@@ -199,12 +220,13 @@ class Run:
         with_ema = self.config.train.ema_decay > 0
         return create_state(self.model, self._build_optimizer(self.peak_lr), key, images, with_ema)
 
-    def feed(self, step: int) -> dict[str, jax.Array]:
+    def feed(self, step: int) -> Feed:
         """What the compiled steps take besides the state, for the steps from `step` on.
 
         Whatever differs between seeds and learning rates is in here and not in the program, which they share.
         """
-        return {**self.train_loader.feed(step), **self.own_feed}
+        shared, batch = self.train_loader.feed(step)
+        return Feed({**shared, **self.own_feed}, batch)
 
     @property
     def own_feed(self) -> dict[str, np.ndarray]:
@@ -212,19 +234,42 @@ class Run:
         return {"key": self._step_key_data, "peak_lr": np.float32(self.peak_lr)}
 
     @functools.cached_property
-    def train_loader(self) -> TrainLoader:
+    def train_loader(self) -> device.TrainLoader | stream.TrainLoader:
         """Batches of the training split."""
-        train = self.config.train
-        return TrainLoader(
-            self.splits["train"], self.order_key, train.batch_size, train.steps_per_dispatch, self.parallel.replicate
+        train, source = self.config.train, self.splits["train"]
+        if self.config.data.loader == "device":
+            put = self.parallel.replicate
+            return device.TrainLoader(source, self.order_key, train.batch_size, train.steps_per_dispatch, put)
+        config, augment = self.config, self.config.augment
+        view = functools.partial(VIEWS[augment.view], area=augment.area, short_sides=augment.short_sides)
+        examples = stream.TrainExamples(
+            source,
+            stream.EpochOrder(self.order_key, len(source)),
+            tuple(np.asarray(jax.random.key_data(self.order_key)).tolist()),
+            train.batch_size,
+            augment.repeats,
+            view,
+            functools.partial(
+                _size_at, sizes=tuple(augment.sizes), num_steps=self.num_steps, otherwise=stream_shape(config)[0]
+            ),
         )
+        return stream.TrainLoader(examples, self.parallel.rows(train.batch_size), **self._streaming)
 
     @_cached_on_instance
-    def eval_loader(self, split: str) -> EvalLoader:
+    def eval_loader(self, split: str) -> device.EvalLoader | stream.EvalLoader:
         """Batches of a split for evaluation."""
-        shards = self.parallel.shards
-        batch_size = min(self.config.eval.batch_size, len(self.splits[split].labels))
-        return EvalLoader(self.splits[split], -(-batch_size // shards) * shards, self.parallel.replicate)
+        shards, source, config = self.parallel.shards, self.splits[split], self.config
+        batch_size = -(-min(config.eval.batch_size, len(source)) // shards) * shards
+        if config.data.loader == "device":
+            return device.EvalLoader(source, batch_size, self.parallel.replicate)
+        examples = evaluation_examples(config, source)
+        return stream.EvalLoader(examples, batch_size, self.parallel.rows(batch_size), **self._streaming)
+
+    @property
+    def _streaming(self):
+        data = self.config.data
+        workers = stream.Workers(data.workers, data.num_workers)
+        return {"put": self.parallel.distribute, "workers": workers, "max_damaged": data.max_damaged}
 
     @_cached_on_instance
     def train_steps(self, count: int) -> Callable:
@@ -238,8 +283,10 @@ class Run:
         def one_step(state, feed, ahead):
             step = make_train_step(
                 self.model,
-                self._build_optimizer(feed["peak_lr"]),
+                self._build_optimizer(feed.shared["peak_lr"]),
+                loss=config.train.loss,
                 label_smoothing=config.train.label_smoothing,
+                bce_threshold=config.train.bce_threshold,
                 microbatches=config.train.microbatches,
                 ema_decay=config.train.ema_decay,
                 mean=self.parallel.mean,
@@ -255,14 +302,16 @@ class Run:
 
         return steps
 
-    def train_batch(self, feed: dict, ahead: int | jax.Array, step: jax.Array) -> tuple[dict, jax.Array]:
+    def train_batch(self, feed: Feed, ahead: int | jax.Array, step: jax.Array) -> tuple[dict, jax.Array]:
         """This device's part of an augmented batch, {"image", "target"}, and its key (traced)."""
         shard = self.parallel.shard()
-        batch = train_batch(feed, self.config.train.batch_size, ahead, shard, self.parallel.shards)
-        step_key = jax.random.fold_in(jax.random.wrap_key_data(feed["key"]), step)
+        loader = {"device": device, "stream": stream}[self.config.data.loader]
+        batch = loader.train_batch(feed, self.config.train.batch_size, ahead, shard, self.parallel.shards)
+        step_key = jax.random.fold_in(jax.random.wrap_key_data(feed.shared["key"]), step)
         augment_key, mix_key = jax.random.split(step_key)
         augment = self.config.augment
-        images = augment_images(augment_key, self._prepare(batch["image"]), batch["position"], augment)
+        images = augment_colours(jax.random.fold_in(step_key, 3), batch["image"], batch["position"], augment)
+        images = augment_images(augment_key, self._prepare(images), batch["position"], augment)
         targets = jax.nn.one_hot(batch["label"], self.facts.num_classes)
         images, targets = mix_images(mix_key, images, targets, batch["position"], augment)
         return {"image": images, "target": targets}, jax.random.fold_in(jax.random.fold_in(step_key, 2), shard)
@@ -276,7 +325,7 @@ class Run:
         def one_batch(variables, feed):
             batch = loader.batch(feed, parallel.shard(), parallel.shards)
             targets = jax.nn.one_hot(batch["label"], self.facts.num_classes)
-            return step(variables, {"image": self._prepare(batch["image"]), "target": targets, "mask": batch["mask"]})
+            return step(variables, {**batch, "image": self._prepare(batch["image"]), "target": targets})
 
         return parallel.compile(one_batch)
 
@@ -293,6 +342,46 @@ class Run:
     def layers(self) -> list[Layer]:
         """What each layer costs, in the order of the forward pass."""
         return profile(build_model(self.config), self.image_shape)
+
+
+def stream_shape(config: ml_collections.ConfigDict) -> tuple[int, int, int]:
+    """(height, width, channels) of the images that the stream gives; those stored in one size are resized later."""
+    return image_shape(config) if is_archive(config.data.name) else DATASETS[config.data.name].image_shape
+
+
+def evaluation_examples(config: ml_collections.ConfigDict, source) -> stream.EvalExamples:
+    """What the stream makes of a split for evaluation."""
+    height, width, channels = stream_shape(config)
+    size = config.eval.image_size
+    blank = np.zeros((size or height, size or width, channels), np.uint8)
+    return stream.EvalExamples(source, evaluation_views(config), blank)
+
+
+def evaluation_views(config: ml_collections.ConfigDict, view: str = "center") -> Callable:
+    """The function that makes uint8 views of an image, a list, for evaluation: `view` of `crops.EVALUATION_VIEWS`.
+
+    Raises:
+      UserError: another view than "center" of images of a fixed size, which are taken as they are.
+    """
+    if not is_archive(config.data.name):
+        if view != "center":
+            raise UserError(f"--view: the images of {config.data.name} are taken whole; expected center, found {view}")
+        return _whole
+    return functools.partial(
+        EVALUATION_VIEWS[view],
+        size=config.eval.image_size or config.data.image_size,
+        crop_fraction=config.eval.crop_fraction,
+        interpolation=config.eval.interpolation,
+    )
+
+
+def _whole(image: np.ndarray) -> list[np.ndarray]:
+    return [image]
+
+
+def _size_at(step: int, *, sizes: tuple, num_steps: int, otherwise: int) -> int:
+    begun = [size for start, size in sizes if start * num_steps <= step]
+    return begun[-1] if begun else otherwise
 
 
 def variable_shapes(model: ResNet, shape: tuple[int, int, int]) -> dict:

@@ -8,7 +8,7 @@ import jax
 import ml_collections
 
 from resnet_jax.build import Run, build_model, image_shape
-from resnet_jax.data.facts import DATASETS
+from resnet_jax.data.sources import dataset_facts
 from resnet_jax.environment import use_compilation_cache
 from resnet_jax.errors import UserError
 from resnet_jax.models.profile import profile, totals
@@ -52,7 +52,7 @@ class Stopwatch:
 
     def _work(self, config) -> float:
         train, data = config.train, config.data
-        examples = DATASETS[data.name].splits["train"] - data.validation_size
+        examples = dataset_facts(data.name, data.data_dir).splits["train"] - data.validation_size
         images = train.steps * train.batch_size if train.steps else train.epochs * examples
         return self._multiply_adds(config) * images
 

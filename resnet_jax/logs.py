@@ -104,7 +104,7 @@ def progress_bars(console: Console) -> Progress:
     """Progress bars on a terminal, nothing elsewhere. A context manager."""
     return Progress(
         TextColumn("{task.description}"),
-        BarColumn(bar_width=12),
+        BarColumn(bar_width=6),
         TextColumn("{task.completed}/{task.total}"),
         TextColumn("{task.fields[values]}"),
         TimeRemainingColumn(compact=True),
@@ -158,7 +158,7 @@ class TrainingDisplay:
         """Show the training metrics of the last window."""
         text = (
             f"loss {values['loss']:.3g} acc {values['accuracy']:.1%} lr {values['learning_rate']:.2g} "
-            f"{values['images_per_second']:,.0f} images/s"
+            f"{values['images_per_second']:,.0f} img/s wait {values['input_wait']:.0%}"
         )
         self._bars.update(self._task, completed=step, values=text)
         if not self._console.is_terminal:

@@ -50,7 +50,7 @@ def train(
         join_processes()
     console = console or Console(quiet=not is_main_process())
     run = Run(config)
-    with claim_workdir(workdir, config, write=is_main_process()) as workdir:
+    with claim_workdir(workdir, run.config, write=is_main_process()) as workdir:
         result = read_result(workdir)
         if result and result["completed"]:
             console.print(f"This run is complete: {workdir}", highlight=False, soft_wrap=True)

@@ -1,21 +1,25 @@
 """Data parallelism: the only file that names the device axis."""
 
-import functools
 from collections.abc import Callable, Sequence
 
 import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from resnet_jax.data.order import Feed
 from resnet_jax.errors import UserError
 
 AXIS = "data"
 
 
+_EVERYWHERE, _DIVIDED = PartitionSpec(), PartitionSpec(AXIS)
+
+
 def _shard_map(function: Callable, mesh: Mesh, donate: bool) -> Callable:
     # check_vma=False: with the default, a gradient taken inside is summed over devices already, and its mean is wrong
     # by their number.
-    mapped = jax.shard_map(function, mesh=mesh, in_specs=PartitionSpec(), out_specs=PartitionSpec(), check_vma=False)
+    arguments = (_EVERYWHERE, Feed(shared=_EVERYWHERE, batch=_DIVIDED))
+    mapped = jax.shard_map(function, mesh=mesh, in_specs=arguments, out_specs=_EVERYWHERE, check_vma=False)
     return jax.jit(mapped, donate_argnums=(0,) if donate else ())
 
 
@@ -24,12 +28,17 @@ def _pmap(function: Callable, mesh: Mesh, donate: bool) -> Callable:
     mapped = jax.pmap(
         lambda device, *arguments: function(*arguments),
         axis_name=AXIS,
-        in_axes=(0, None, None),
+        in_axes=(0, None, Feed(shared=None, batch=0)),
         out_axes=None,
         devices=list(mesh.devices.flat),
         donate_argnums=(1,) if donate else (),
     )
-    return functools.partial(mapped, np.arange(mesh.size))
+
+    def call(first, feed):
+        by_device = jax.tree.map(lambda x: x.reshape(mesh.size, -1, *x.shape[1:]), feed.batch)
+        return mapped(np.arange(mesh.size), first, feed._replace(batch=by_device))
+
+    return call
 
 
 def join_processes() -> None:
@@ -60,9 +69,9 @@ WRAPPERS = {"shard_map": _shard_map, "pmap": _pmap}
 
 
 class DataParallel:
-    """Runs a function of two arguments on every device, each on its own part of the batch.
+    """Runs a function of something and a `Feed` on every device, each on its own part of the batch.
 
-    Arguments and results are replicated.
+    The first argument, the shared part of the feed, and results are replicated.
 
     Inside the function `shard()`, `mean(tree)` and `sum(tree)` speak to the other devices.
     """
@@ -70,6 +79,7 @@ class DataParallel:
     def __init__(self, devices: Sequence[jax.Device], wrapper: str = "shard_map"):
         # Auto axes: with the default, explicit ones, shard_map rejects inputs that are not sharded yet.
         self.mesh = Mesh(np.asarray(devices), (AXIS,), axis_types=(AxisType.Auto,))
+        self._divided = NamedSharding(self.mesh, _DIVIDED)
         self.shards = len(devices)
         self._wrap = WRAPPERS[wrapper]
 
@@ -83,7 +93,16 @@ class DataParallel:
         # a device goes to others directly, but not to those of other processes.
         stays = jax.Array if jax.process_count() == 1 else ()
         tree = jax.tree.map(lambda x: x if isinstance(x, stays) else np.array(x), tree)
-        return jax.device_put(tree, NamedSharding(self.mesh, PartitionSpec()))
+        return jax.device_put(tree, NamedSharding(self.mesh, _EVERYWHERE))
+
+    def rows(self, batch_size: int) -> np.ndarray:
+        """int (b,): the positions in a global batch that belong to devices of this process, sorted."""
+        parts = self._divided.addressable_devices_indices_map((batch_size,)).values()
+        return np.sort(np.concatenate([np.arange(batch_size)[part] for part in parts]))
+
+    def distribute(self, tree):
+        """The `rows` of this process on their devices: arrays of the global batch."""
+        return jax.tree.map(lambda x: jax.make_array_from_process_local_data(self._divided, x), tree)
 
     def shard(self) -> jax.Array:
         """Which part of the batch is this device's (traced)."""

@@ -62,7 +62,7 @@ def probe_batch_statistics(run: Run, state: TrainState, split: str) -> dict[str,
     program = run.parallel.compile(
         lambda state, feed: moments_of_batch(state.variables, *run.train_batch(feed, 0, state.step))
     )
-    batches = -(-len(run.splits["train"].labels) // run.config.train.batch_size)
+    batches = -(-len(run.splits["train"]) // run.config.train.batch_size)
     total = jax.tree.map(np.zeros_like, jax.device_get(state.batch_stats))
     for step in range(batches):
         moments = jax.device_get(program(state.replace(step=np.int32(step)), run.feed(step)))

@@ -6,8 +6,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from resnet_jax.build import build_data, build_model, image_shape, variable_shapes
+from resnet_jax.build import build_data, build_model, evaluation_examples, image_shape, variable_shapes
 from resnet_jax.checkpoint import Checkpoints
+from resnet_jax.data.stream import read_ahead
 from resnet_jax.errors import UserError
 from resnet_jax.models.resnet import ResNet
 from resnet_jax.validate import check_config
@@ -46,7 +47,7 @@ def load_checkpoint(
 
 
 def load_data(workdir: str | pathlib.Path, split: str = "test") -> tuple[jax.Array, np.ndarray]:
-    """A split of the data of a run, prepared as the run prepared it for evaluation.
+    """A split of the data of a run, prepared as the run prepared it for evaluation, all of it in memory.
 
     Args:
       workdir: of the run.
@@ -63,4 +64,9 @@ def load_data(workdir: str | pathlib.Path, split: str = "test") -> tuple[jax.Arr
     splits, prepare = build_data(config)
     if split not in splits:
         raise UserError(f"split: expected one of {', '.join(splits)}, found {split!r}")
+    if config.data.loader == "stream":
+        examples = evaluation_examples(config, splits[split])
+        read = read_ahead(examples.example, len(splits[split]))
+        images, labels = zip(*((example["image"], example["label"]) for example in read), strict=True)
+        return jax.jit(prepare)(np.stack(images)), np.stack(labels)
     return jax.jit(prepare)(splits[split].images), splits[split].labels

@@ -18,7 +18,7 @@ def start_screen(run: Run, workdir: pathlib.Path) -> Table:
     _, multiply_adds, _ = totals(run.layers)
     devices = collections.Counter(device.device_kind for device in run.parallel.mesh.devices.flat)
     height, width, channels = run.image_shape
-    splits = ", ".join(f"{len(examples.labels):,} {name}" for name, examples in run.splits.items())
+    splits = ", ".join(f"{len(examples):,} {name}" for name, examples in run.splits.items())
     scaled = f" ({config.optim.lr} scaled to the batch)" if config.optim.lr_scaling != "none" else ""
     warmup = f", {run.warmup_steps:,} steps of warm-up" if run.warmup_steps else ""
     return _two_columns(

@@ -178,5 +178,5 @@ def _evaluate(run: Run, state: TrainState, split: str, step: int) -> tuple[dict[
     if not all(map(math.isfinite, metrics.values())):
         raise DivergedError(f"the loss on the {split} split after step {step} is not finite: {metrics}")
     passes = 1 if state.ema is None else 2
-    rate = passes * len(run.splits[split].labels) / (time.perf_counter() - start)
+    rate = passes * len(run.splits[split]) / (time.perf_counter() - start)
     return metrics, {"learning_rate": run.learning_rate(step - 1), "images_per_second": rate, "input_wait": 0.0}

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from resnet_jax.errors import UserError
 from resnet_jax.metrics import class_sums, classification_sums
 
 
@@ -47,6 +48,19 @@ def create_state(model, optimizer: optax.GradientTransformation, key: jax.Array,
     )
 
 
+def binary_cross_entropy(logits: jax.Array, targets: jax.Array) -> jax.Array:
+    """The loss of a yes or no to each class, averaged over classes: timm's BinaryCrossEntropy.
+
+    Wightman et al. 2021, "ResNet strikes back" (arXiv:2110.00476, section 2). Being a mean of many, it has small
+    gradients; the LAMB of that paper does not mind, SGD wants a larger learning rate.
+    """
+    return jnp.mean(optax.sigmoid_binary_cross_entropy(logits, targets), axis=-1)
+
+
+# (float32 logits (b, classes), float32 targets (b, classes)) -> losses (b,)
+LOSSES = {"softmax": optax.softmax_cross_entropy, "bce": binary_cross_entropy}
+
+
 def identity(tree):
     """The mean, and the sum, over one device."""
     return tree
@@ -56,7 +70,9 @@ def make_train_step(
     model,
     optimizer: optax.GradientTransformation,
     *,
+    loss: str = "softmax",
     label_smoothing: float = 0.0,
+    bce_threshold: float | None = None,
     microbatches: int = 1,
     ema_decay: float = 0.0,
     mean: Callable = identity,
@@ -70,8 +86,10 @@ def make_train_step(
     Args:
       model: called with `train=True`.
       optimizer: from Optax.
-      label_smoothing: share of the target that is spread evenly over all classes, in the loss that is minimised. The
-        reported loss is that same loss.
+      loss: a key of `LOSSES`, the loss that is minimised. The reported loss is that same loss.
+      label_smoothing: share of the target that is spread evenly over all classes in that loss.
+      bce_threshold: for the loss "bce", mixed and smoothed targets above it, like 0.2, become 1 and the others 0: where
+        two images are mixed, both classes are right. None leaves them as they are.
       microbatches: the batch is worked through in so many parts, one after another, and their gradients averaged:
         the memory of a part, the update of the whole. Batch statistics are those of a part.
       ema_decay: of the moving average of weights and running statistics. It starts lower, at (1 + t) / (10 + t), so
@@ -81,14 +99,21 @@ def make_train_step(
     Returns:
       The step. Its sums are those of `classification_sums` over the global batch, `grad_norm` (of the averaged
       gradient, before clipping) and `param_norm` (after the update).
+
+    Raises:
+      UserError: a threshold for another loss.
     """
+    if bce_threshold is not None and loss != "bce":
+        raise UserError(f"bce_threshold: expected None with loss={loss!r}, found {bce_threshold}; try loss='bce'")
 
     def loss_and_sums(params, batch_stats, images, targets, key):
         variables = {"params": params, "batch_stats": batch_stats}
         logits, updated = model.apply(variables, images, train=True, mutable=["batch_stats"], rngs={"dropout": key})
-        smooth_targets = optax.smooth_labels(targets, label_smoothing)
+        loss_targets = optax.smooth_labels(targets, label_smoothing)
+        if bce_threshold is not None:
+            loss_targets = (loss_targets > bce_threshold).astype(jnp.float32)
         sums = classification_sums(logits, targets, jnp.ones(len(images), bool))
-        sums["loss"] = jnp.sum(optax.softmax_cross_entropy(logits.astype(jnp.float32), smooth_targets))
+        sums["loss"] = jnp.sum(LOSSES[loss](logits.astype(jnp.float32), loss_targets))
         return sums["loss"] / len(images), (updated.get("batch_stats", {}), sums)
 
     gradient = jax.grad(loss_and_sums, has_aux=True)
@@ -121,11 +146,20 @@ def make_train_step(
 
 
 def make_eval_step(model, *, sum: Callable = identity) -> Callable:
-    """A function `(variables, batch) -> sums`; the batch holds `image`, `target` and `mask`."""
+    """A function `(variables, batch) -> sums`; the batch holds `image`, `target`, `mask` and maybe `damaged`.
+
+    An image that is `damaged` (bool (b,), beside the mask) counts as a wrong answer, and with the loss of a guess.
+    """
 
     def eval_step(variables: dict, batch: dict) -> dict:
         logits = model.apply(variables, batch["image"], train=False)
-        scored = (logits, batch["target"], batch["mask"])
-        return sum({**classification_sums(*scored), **class_sums(*scored)})
+        damaged = batch.get("damaged", jnp.zeros_like(batch["mask"]))
+        scored = (logits, batch["target"], batch["mask"] & ~damaged)
+        sums = {**classification_sums(*scored), **class_sums(*scored)}
+        num_damaged, num_classes = jnp.sum(damaged, dtype=jnp.float32), logits.shape[-1]
+        sums["count"] += num_damaged
+        sums["loss"] += num_damaged * jnp.log(float(num_classes))
+        sums["class_count"] += jnp.sum(batch["target"] * damaged[:, None], axis=0)
+        return sum(sums)
 
     return eval_step

@@ -16,6 +16,7 @@ from rich.progress import Progress
 
 from resnet_jax.build import Run
 from resnet_jax.data.device import TrainLoader
+from resnet_jax.data.order import Feed
 from resnet_jax.environment import use_compilation_cache
 from resnet_jax.errors import DivergedError, InterruptedRun, UserError
 from resnet_jax.estimate import seconds_per_step
@@ -27,9 +28,13 @@ from resnet_jax.workdir import claim_workdir
 
 
 def shared_program(config: ml_collections.ConfigDict) -> str:
-    """Equal for configs whose runs can be trained together: those that differ in seed and learning rate alone."""
+    """Equal for configs whose runs can be trained together: those that differ in seed and learning rate alone.
+
+    Runs of the `stream` have each their own: their batches are made on the host, so together they win nothing.
+    """
     values = json.loads(config.to_json())
-    del values["seed"], values["optim"]["lr"]
+    if values["data"]["loader"] == "device":
+        del values["seed"], values["optim"]["lr"]
     return json.dumps(values, sort_keys=True)
 
 
@@ -63,7 +68,7 @@ def train_together(
         sessions = []
         for config, workdir in zip(configs, workdirs, strict=True):
             run = Run(config)
-            folder = stack.enter_context(claim_workdir(workdir, config, write=is_main_process()))
+            folder = stack.enter_context(claim_workdir(workdir, run.config, write=is_main_process()))
             sessions.append(stack.enter_context(open_session(run, folder, console, bars)))
             sessions[-1].runs_at_once = len(configs)
         outcomes = {}
@@ -93,14 +98,14 @@ class Together:
             self._run.parallel.replicate,
         )
 
-    def feed(self, step: int) -> dict[str, jax.Array]:
+    def feed(self, step: int) -> Feed:
         """As `Run.feed`."""
-        return {**self._loader.feed(step), **self._own_feed}
+        return Feed({**self._loader.feed(step).shared, **self._own_feed}, {})
 
     def _compile_train_steps(self, count: int) -> Callable:
         own = dict.fromkeys(("orders", *self._own_feed), 0)
         shared = dict.fromkeys(("images", "labels", "offset"))
-        steps = jax.vmap(self._run.uncompiled_steps(count), in_axes=(0, own | shared))
+        steps = jax.vmap(self._run.uncompiled_steps(count), in_axes=(0, Feed(own | shared, {})))
         return self._run.parallel.compile(steps, donate=True)
 
 

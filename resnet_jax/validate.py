@@ -4,12 +4,17 @@ import math
 
 import ml_collections
 
-from resnet_jax.data.facts import DATASETS
+from resnet_jax.data.archives import ARCHIVES, is_archive
+from resnet_jax.data.augment import POLICIES
+from resnet_jax.data.crops import INTERPOLATIONS, VIEWS
+from resnet_jax.data.facts import DATASETS, DatasetFacts
+from resnet_jax.data.stream import WORKERS
 from resnet_jax.errors import UserError, did_you_mean
 from resnet_jax.models import MODELS, SHORTCUTS, STEMS, attributes_of
-from resnet_jax.models.layers import NORMS
+from resnet_jax.models.layers import DOWNSAMPLES, NORMS
 from resnet_jax.optim import OPTIMIZERS, SCHEDULES
 from resnet_jax.parallel import WRAPPERS
+from resnet_jax.step import LOSSES
 
 METRICS = ("accuracy", "top5", "loss")
 
@@ -20,8 +25,13 @@ _CHOICES = {
     "model.stem": STEMS,
     "norm.name": NORMS,
     "norm.scope": ("local", "global", "group"),
-    "data.name": DATASETS,
-    "data.loader": ("device",),
+    "model.downsample": DOWNSAMPLES,
+    "data.loader": ("device", "stream"),
+    "data.workers": WORKERS,
+    "augment.view": VIEWS,
+    "augment.policy": ("none", *POLICIES),
+    "train.loss": LOSSES,
+    "eval.interpolation": INTERPOLATIONS,
     "data.normalization": ("channel", "pixel_mean"),
     "optim.name": OPTIMIZERS,
     "optim.lr_scaling": ("none", "linear"),
@@ -31,24 +41,33 @@ _CHOICES = {
     "parallel.wrapper": WRAPPERS,
     "checkpoint.best_metric": (*METRICS, *(f"ema_{metric}" for metric in METRICS)),
 }
-_MAY_BE_NONE = ("model.shortcut", "model.stem", "data.image_size", "parallel.devices", "train.epochs", "train.steps")
+_MAY_BE_NONE = (
+    "model.shortcut model.stem data.image_size data.num_workers eval.image_size train.bce_threshold parallel.devices "
+    "train.epochs train.steps"
+).split()
 
 _RANGES = {
     "at least 1": (
         lambda x: x >= 1,
         "norm.groups norm.group_size data.image_size train.batch_size train.steps train.microbatches "
-        "train.steps_per_dispatch parallel.devices eval.batch_size checkpoint.keep log.every_steps",
+        "train.steps_per_dispatch parallel.devices eval.batch_size checkpoint.keep log.every_steps data.num_workers "
+        "augment.repeats augment.num_ops eval.image_size",
     ),
     "more than 0": (lambda x: x > 0, "norm.epsilon train.epochs optim.factor optim.power"),
     "0 or more": (
         lambda x: x >= 0,
-        "data.validation_size augment.crop augment.cutout augment.mixup augment.cutmix optim.lr "
+        "data.validation_size augment.crop augment.cutout augment.mixup augment.cutmix augment.lighting "
+        "augment.magnitude_std optim.lr "
         "optim.weight_decay optim.clip_norm optim.warmup_epochs optim.warmup_steps optim.warmup_from optim.end_lr",
     ),
     "at least 0 and less than 1": (
         lambda x: 0 <= x < 1,
-        "norm.momentum train.label_smoothing train.ema_decay optim.momentum optim.b1 optim.b2",
+        "norm.momentum train.label_smoothing train.ema_decay optim.momentum optim.b1 optim.b2 data.max_damaged "
+        "model.stochastic_depth train.bce_threshold",
     ),
+    "0 to 1": (lambda x: 0 <= x <= 1, "augment.erasing"),
+    "0 to 30": (lambda x: 0 <= x <= 30, "augment.magnitude"),
+    "more than 0 and at most 1": (lambda x: 0 < x <= 1, "eval.crop_fraction"),
     "0 to 4294967295": (lambda x: 0 <= x < 2**32, "seed"),
     "at least 0.001": (lambda x: x >= 0.001, "eval.every_epochs"),
     "more than 0 and less than 1": (lambda x: 0 < x < 1, "optim.peak_at"),
@@ -90,6 +109,8 @@ def check_config(config: ml_collections.ConfigDict) -> None:
         raise UserError(
             f"checkpoint.best_metric: {config.checkpoint.best_metric} needs train.ema_decay above 0, found 0"
         )
+    if config.train.bce_threshold is not None and config.train.loss != "bce":
+        raise UserError(f"train.bce_threshold: expected None with train.loss={config.train.loss}, found a number")
     if config.norm.name != "batch" and config.norm.scope != "local":
         raise UserError(
             f"norm.scope: only batch statistics are shared by devices; norm.name={config.norm.name} needs local, found "
@@ -97,18 +118,83 @@ def check_config(config: ml_collections.ConfigDict) -> None:
         )
     if config.norm.name != "batch" and "norm" not in attributes_of(config.model.name):
         raise UserError(f"norm.name: {config.model.name} has no norms, found {config.norm.name}; leave it at batch")
-    classes = DATASETS[config.data.name].num_classes
-    if config.model.num_classes not in (None, classes):
+    _check_stream(config)
+    if config.data.name in DATASETS:
+        check_data(config, DATASETS[config.data.name])
+
+
+def _check_stream(config: ml_collections.ConfigDict) -> None:
+    """Check what only the loader `stream` can do, or cannot."""
+    data, augment = config.data, config.augment
+    if data.name not in DATASETS and not is_archive(data.name):
         raise UserError(
-            f"model.num_classes: expected {classes}, the classes of {config.data.name}, found "
+            f"data.name: expected one of its names, found {data.name!r}; "
+            f"{did_you_mean(data.name, (*DATASETS, *ARCHIVES))}"
+        )
+    ranges = {
+        "augment.area": (augment.area, lambda low, high: 0 < low <= high <= 1),
+        "augment.short_sides": (augment.short_sides, lambda low, high: 1 <= low <= high),
+    }
+    for field, (pair, holds) in ranges.items():
+        if len(pair) != 2 or not holds(*pair):
+            raise UserError(f"{field}: expected a lower and an upper bound, found {tuple(pair)}")
+    if len(augment.jitter) != 4 or min(augment.jitter) < 0 or augment.jitter[3] > 0.5:
+        raise UserError(
+            "augment.jitter: expected four numbers from 0 on, the last (hue) at most 0.5, found "
+            f"{tuple(augment.jitter)}"
+        )
+    if not all(len(pair) == 2 and 0 <= pair[0] < 1 and pair[1] >= 1 for pair in augment.sizes):
+        raise UserError(
+            f"augment.sizes: expected pairs of a fraction of the run and a size, found {tuple(augment.sizes)}"
+        )
+    if config.train.batch_size % augment.repeats:
+        raise UserError(
+            f"augment.repeats: expected a divisor of the {config.train.batch_size} images of a batch, found "
+            f"{augment.repeats}"
+        )
+    if data.loader == "device":
+        only_streamed = {
+            f"data.name={data.name}": is_archive(data.name),
+            f"augment.view={augment.view}": augment.view != "center",
+            "augment.sizes": len(augment.sizes) > 0,
+            "augment.repeats": augment.repeats > 1,
+            "eval.image_size": config.eval.image_size is not None,
+        }
+        for setting in (setting for setting, found in only_streamed.items() if found):
+            raise UserError(f"data.loader: {setting} needs stream, found device; add --config.data.loader=stream")
+        return
+    if not is_archive(data.name) and (len(augment.sizes) or config.eval.image_size):
+        raise UserError(
+            f"augment.sizes, eval.image_size: expected none for {data.name}, whose images are stored in one size"
+        )
+    if is_archive(data.name) and data.image_size is None:
+        raise UserError("data.image_size: expected a size, since stored images have many; found None; try 224")
+    if config.train.steps_per_dispatch > 1:
+        raise UserError(
+            f"train.steps_per_dispatch: expected 1 with data.loader=stream, found {config.train.steps_per_dispatch}"
+        )
+    if data.normalization == "pixel_mean":
+        raise UserError("data.normalization: expected channel with data.loader=stream, found pixel_mean")
+
+
+def check_data(config: ml_collections.ConfigDict, facts: DatasetFacts) -> None:
+    """Check the config against what is known of its data set."""
+    if config.model.num_classes not in (None, facts.num_classes):
+        raise UserError(
+            f"model.num_classes: expected {facts.num_classes}, the classes of {config.data.name}, found "
             f"{config.model.num_classes}; leave it out to take what the data have"
         )
-    train_size = DATASETS[config.data.name].splits["train"]
+    train_size = facts.splits["train"]
     if config.data.validation_size >= train_size:
         raise UserError(
             f"data.validation_size: expected fewer than the {train_size} training examples of {config.data.name}, "
             f"found {config.data.validation_size}"
         )
+    colours = {"augment.policy": config.augment.policy != "none", "augment.jitter": any(config.augment.jitter)}
+    colours["augment.lighting"] = config.augment.lighting > 0
+    if facts.image_shape and facts.image_shape[2] != 3:
+        for field in (field for field, on in colours.items() if on):
+            raise UserError(f"{field}: expected images in colour, found {config.data.name}, which is grey")
 
 
 def check_devices(config: ml_collections.ConfigDict, available: int, processes: int = 1) -> None:

@@ -2,6 +2,7 @@
 
 import contextlib
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import jax
 import numpy as np
@@ -24,6 +25,8 @@ class TrainingWindow:
         self._seconds_before = notes["seconds"] if notes else 0.0
         self._start = time.perf_counter()
         self._pending = None
+        self._watcher = ThreadPoolExecutor(1)  # sees when the device is done with a dispatch
+        self._done = None
         self._programs = set()  # by their number of steps
         self._timed_images, self._timed_seconds = 0.0, 0.0  # of the whole session, without compilation and evaluation
         self.restart_clock()
@@ -35,6 +38,7 @@ class TrainingWindow:
           DivergedError: the loss or the gradient of an earlier step is not finite.
         """
         previous, self._pending = self._pending, (step, sums)
+        self._done = self._watcher.submit(_time_when_done, sums)
         self._collect(previous)
         program = sums["count"].shape
         if program not in self._programs:  # it was compiled just now, which is not training
@@ -43,7 +47,10 @@ class TrainingWindow:
             self.restart_clock()
 
     def close(self) -> dict[str, float]:
-        """Loss, accuracy, top5, images_per_second and input_wait (share of the time) since the last call."""
+        """Loss, accuracy, top5, images_per_second and input_wait since the last call.
+
+        input_wait is the share of the time in which the device had nothing to do because its input was not there.
+        """
         self._collect_pending()
         seconds = time.perf_counter() - self._clock
         values = means(self._sums)
@@ -75,10 +82,13 @@ class TrainingWindow:
 
     @contextlib.contextmanager
     def waiting_for_input(self):
-        """The time inside counts as waiting for input."""
+        """The time inside counts as waiting for input, from when the device is done with what it had."""
         start = time.perf_counter()
         yield
-        self._waited += time.perf_counter() - start
+        end = time.perf_counter()
+        if self._done is not None:
+            start = max(start, self._done.result() if self._done.done() else end)
+        self._waited += end - min(start, end)
 
     def _collect_pending(self) -> None:
         pending, self._pending = self._pending, None
@@ -97,3 +107,8 @@ class TrainingWindow:
         del sums["grad_norm"], sums["param_norm"]
         self._sums = add_sums(self._sums, {name: value.sum(dtype=np.float64) for name, value in sums.items()})
         self._images += float(sums["count"].sum())
+
+
+def _time_when_done(sums: dict[str, jax.Array]) -> float:
+    jax.block_until_ready(sums)
+    return time.perf_counter()

@@ -6,7 +6,7 @@ import pytest
 from resnet_jax.data import augment
 
 KEY = jax.random.key(0)
-OFF = {"crop": 0, "flip": False, "cutout": 0, "mixup": 0.0, "cutmix": 0.0}
+OFF = {"crop": 0, "flip": False, "cutout": 0, "erasing": 0.0, "mixup": 0.0, "cutmix": 0.0}
 IMAGES = jax.random.normal(KEY, (64, 12, 12, 3))
 POSITIONS = jnp.arange(64)
 

@@ -18,11 +18,11 @@ LEVELS = [
     {"errors"},
     # the leaves: no other leaf, but for the vocabulary they share
     {"metrics", "optim", "parallel", "checkpoint", "logs", "environment", "step", "window", "workdir"}
-    | {"command", "measure", "plots", "published"},
+    | {"command", "measure", "plots", "published", "predictions"},
     {"validate"},
     {"build", "study"},
     {"runs", "screens", "probes", "estimate", "findings"},
-    {"session"},
+    {"session", "predict"},
     {"loop", "evaluate", "summary", "report"},
     {"together"},
     {"ablate"},
@@ -71,8 +71,8 @@ def test_config_keys_are_read_in_few_files():
     readers = {module for module, path in FILES.items() if key.search(path.read_text())}
     # `session` and `runs` ask which checkpoints are kept, `session` and `probes` what is measured, `estimate` how long
     # a run is, `loop` whether there are other processes, `evaluate` asks for one device; `command` sets the length;
-    # `screens` and `prepare` print keys.
-    names = "build validate session runs probes estimate loop evaluate command screens data.prepare"
+    # `runs` and `predict` how data are read; `screens` and `prepare` print keys.
+    names = "build validate session runs predict probes estimate loop evaluate command screens data.prepare"
     assert readers <= {f"resnet_jax.{name}" for name in names.split()}
 
 

@@ -387,12 +387,13 @@ def test_the_progress_bar_fits_80_columns():
     bars = progress_bars(console)
     display = TrainingDisplay(console, 0, 7000, bars)
     values = {"loss": 0.12345, "accuracy": 0.98761, "learning_rate": 0.09456, "images_per_second": 13364.2}
+    values["input_wait"] = 0.996
     display.train(3500, 12.3, values)
     with console.capture() as capture:
         console.print(bars.get_renderable())
     lines = capture.get().splitlines()
     assert len(lines) == 1
-    for text in ("━", "3500/7000", "loss 0.123", "acc 98.8%", "lr 0.095", "13,364 images/s", "--:--"):
+    for text in ("━", "3500/7000", "loss 0.123", "acc 98.8%", "lr 0.095", "13,364 img/s", "wait 100%", "--:--"):
         assert text in re.sub(r"\x1b\[[0-9;]*m", "", lines[0])
 
 

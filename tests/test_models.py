@@ -250,6 +250,93 @@ def test_skipinit_blocks_begin_as_the_relu_of_their_input():
     assert not activations["stage2"][..., 16:].any()
 
 
+def test_a_blur_spreads_a_pixel_binomially_and_is_zero_padded():
+    pixel = np.zeros((1, 5, 6, 2), np.float32)
+    pixel[0, 2, 3, 1] = 16
+    expected = np.zeros_like(pixel)
+    expected[0, 1:4, 2:5, 1] = [[1, 2, 1], [2, 4, 2], [1, 2, 1]]
+    np.testing.assert_array_equal(layers.blur(pixel), expected)
+    blurred = layers.blur(np.full((1, 5, 6, 2), 16, np.float32))
+    np.testing.assert_array_equal(blurred[:, 1:-1, 1:-1], np.full((1, 3, 4, 2), 16))
+    np.testing.assert_array_equal(blurred[0, :, 0, 0], [9, 12, 12, 12, 9])
+
+
+@pytest.mark.parametrize(
+    ("name", "shortcut"),
+    [("resnet50", "B"), ("resnet50_v1", "B"), *(("preact_resnet164", s) for s in layers.SHORTCUTS), ("resnet20", "C")],
+)
+def test_all_strided_convolutions_of_blocks_see_a_blurred_input_and_no_parameter_is_new(name, shortcut, monkeypatch):
+    overrides = {"shortcut": shortcut, "stage_sizes": (1, 2, 1)}
+    events = []
+
+    def recording_blur(x):
+        events.append(("blur", x.shape))
+        return x
+
+    def record(call, args, kwargs, context):
+        if isinstance(context.module, nn.Conv) and context.module.strides != (1, 1):
+            events.append((context.module.name, args[0].shape))
+        return call(*args, **kwargs)
+
+    monkeypatch.setattr(layers, "blur", recording_blur)
+    with nn.intercept_methods(record):
+        blurred = shapes_of(create_model(name, num_classes=10, downsample="blur", **overrides), 64)
+    convs = [event for event in events if event[1] != (1, 64, 64, 3)]  # without the stem's
+    assert [kind for kind, _ in convs[::2]] == ["blur"] * (4 if shortcut in ("B", "C", "highway") else 2)
+    assert [shape for _, shape in convs[::2]] == [shape for kind, shape in convs[1::2] if kind != "blur"]
+    assert blurred == shapes_of(create_model(name, num_classes=10, **overrides), 64)
+
+
+def test_stochastic_depth_gives_each_example_a_whole_branch_divided_by_its_probability_or_none():
+    model = create_model("resnet20", num_classes=10, stage_sizes=(1, 1), width=4, norm="none", stochastic_depth=0.3)
+    images = jax.random.normal(KEY, (2000, 4, 4, 3))
+    variables = jax.jit(model.init, static_argnames="train")(KEY, images[:1], train=False)
+
+    @functools.partial(jax.jit, static_argnames="train")
+    def addends(variables, images, train):
+        _, looks = model.apply(variables, images, train=train, mutable=["addends"], rngs={"dropout": KEY})
+        return [[looks["addends"][block][name][0] for name in ("skip", "branch")] for block in blocks]
+
+    blocks = ("stage1_block1", "stage2_block1")
+    first, (skip, branch) = jax.device_get(addends(variables, images, train=True))
+    evaluated_first, (evaluated_skip, evaluated_branch) = jax.device_get(addends(variables, images, train=False))
+    np.testing.assert_allclose(first, evaluated_first, rtol=1e-6)
+    np.testing.assert_allclose(skip, evaluated_skip, rtol=1e-6)
+    kept = branch.any((1, 2, 3), keepdims=True)
+    assert kept.mean() == pytest.approx(0.7, abs=0.04)  # four standard deviations
+    np.testing.assert_allclose(branch, np.where(kept, evaluated_branch / 0.7, 0), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("train", [True, False])
+def test_stochastic_depth_grows_from_the_first_block_to_the_last_in_training_alone(train):
+    calls = []
+
+    def record(call, args, kwargs, context):
+        if isinstance(context.module, nn.Dropout):
+            calls.append((context.module.path[0], round(context.module.rate, 6), context.module.deterministic))
+        return call(*args, **kwargs)
+
+    model = create_model("preact_resnet18", num_classes=10, stochastic_depth=0.7)
+    with nn.intercept_methods(record):
+        jax.eval_shape(lambda: model.init({"params": KEY, "dropout": KEY}, jnp.zeros((1, 64, 64, 3)), train=train))
+    blocks = [f"stage{stage}_block{block}" for stage in (1, 2, 3, 4) for block in (1, 2)]
+    rates = [0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7]
+    assert calls == [(block, rate, not train) for block, rate in zip(blocks, rates, strict=True)]
+
+
+@pytest.mark.parametrize(
+    ("name", "rate", "message"),
+    [
+        ("plain20", 0.1, "expected 0 without shortcuts, found 0.1.*Try another model.shortcut"),
+        ("resnet20", 1.0, "expected 0 to less than 1, found 1.0"),
+        ("resnet20", -0.1, "expected 0 to less than 1, found -0.1"),
+    ],
+)
+def test_a_stochastic_depth_that_leaves_nothing_is_refused(name, rate, message):
+    with pytest.raises(UserError, match=f"model.stochastic_depth: {message}"):
+        shapes_of(create_model(name, num_classes=10, stochastic_depth=rate), 32)
+
+
 class Shortcut(nn.Module):
     kind: str
 
@@ -413,6 +500,8 @@ def test_bfloat16_computes_close_to_float32_and_keeps_float32_state():
             "model.shortcut.*vgg16 has no such attribute.*known: num_classes, stage_sizes, dtype",
         ),
         ("vgg16", {"norm": "group"}, "model.norm.*vgg16 has no such attribute"),
+        ("vgg16", {"downsample": "blur"}, "model.downsample.*vgg16 has no such attribute"),
+        ("resnet20", {"downsample": "blurr"}, "did you mean 'blur'"),
         ("resnet20", {"norm": "layer"}, "model.norm.*known: batch, group, none"),
         ("rsnet50", {}, "did you mean 'resnet50'"),
         ("resnet20", {"shortcut": "D"}, "model.shortcut.*known: none, A, B, C, highway, skipinit"),

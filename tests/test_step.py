@@ -5,7 +5,7 @@ import numpy as np
 import optax
 import pytest
 
-from resnet_jax import create_model
+from resnet_jax import UserError, create_model
 from resnet_jax.step import create_state, make_eval_step, make_train_step
 from tests import tiny  # noqa: F401  (registers the tiny net)
 
@@ -51,6 +51,31 @@ def test_label_smoothing_spreads_its_share_over_all_classes():
         _, sums = step(state, {"image": IMAGES, "target": targets}, KEY)
         losses[name] = float(sums["loss"])
     assert losses["smooth"] == pytest.approx(losses["by hand"], rel=1e-6)
+
+
+@pytest.mark.parametrize("threshold", [None, 0.2])
+def test_binary_cross_entropy_is_the_mean_over_classes_of_logistic_regressions(threshold):
+    optimizer = optax.sgd(0.5)
+    state = start(Linear(), optimizer)
+    mixed = 0.54 * TARGETS + 0.25 * TARGETS[::-1] + 0.21 * jnp.roll(TARGETS, 3, axis=0)
+    step = make_train_step(Linear(), optimizer, loss="bce", label_smoothing=0.1, bce_threshold=threshold)
+    new, sums = jax.jit(step)(state, {"image": IMAGES, "target": mixed}, KEY)
+    targets = 0.9 * np.asarray(mixed) + 0.1 / 10
+    if threshold is not None:
+        targets = np.where(targets > 0.2, 1, 0)
+        assert set(targets.sum(1)) == {2}  # 0.21 is smoothed to less
+    x, weights = np.asarray(IMAGES, np.float64).reshape(16, -1), jax.tree.map(np.float64, state.params["fc"])
+    p = 1 / (1 + np.exp(-(x @ weights["kernel"] + weights["bias"])))
+    losses = -targets * np.log(p) - (1 - targets) * np.log(1 - p)
+    assert float(sums["loss"]) == pytest.approx(losses.mean(1).sum(), rel=1e-5)
+    np.testing.assert_allclose(
+        new.params["fc"]["kernel"], weights["kernel"] - 0.5 * x.T @ (p - targets) / 160, atol=1e-6
+    )
+
+
+def test_a_threshold_without_the_loss_that_it_is_for_is_refused():
+    with pytest.raises(UserError, match="bce_threshold: expected None with loss='softmax', found 0.2; try loss='bce'"):
+        make_train_step(Linear(), optax.sgd(0.5), bce_threshold=0.2)
 
 
 @pytest.mark.parametrize("microbatches", [2, 4, 16])

@@ -9,9 +9,11 @@ from collections.abc import Mapping
 import jax
 import jax.numpy as jnp
 
+from resnet_jax.data import policies
+
 
 def normalize(images: jax.Array, mean: jax.Array, std: jax.Array, size: int | None = None) -> jax.Array:
-    """float32 images from uint8 ones (b, h, w, c): scaled to 0..1, `(x - mean) / std`, resized to `size` squared.
+    """float32 images from ones of 0..255 (b, h, w, c): scaled to 0..1, `(x - mean) / std`, resized to `size` squared.
 
     `mean` and `std` are scalars, or per channel (1, 1, 1, c), or per pixel (1, h, w, c).
     """
@@ -40,7 +42,50 @@ def cutout(key: jax.Array, image: jax.Array, size: int) -> jax.Array:
     return jnp.where(hole[..., None], 0.0, image)
 
 
-AUGMENTATIONS = {"crop": crop, "flip": flip, "cutout": cutout}  # in order of application
+# Of normalised images, in order of application.
+AUGMENTATIONS = {"crop": crop, "flip": flip, "cutout": cutout, "erasing": policies.erase}
+
+# Of grey levels: (key, image, settings) -> image. One of them is applied.
+POLICIES = {
+    "randaugment": lambda key, image, settings: policies.rand_augment(
+        key, image, settings.num_ops, settings.magnitude, settings.magnitude_std
+    ),
+    "autoaugment": lambda key, image, settings: policies.auto_augment(key, image),
+    "trivialaugment": lambda key, image, settings: policies.trivial_augment(key, image),
+}
+
+
+def augment_colours(key: jax.Array, images: jax.Array, positions: jax.Array, settings: Mapping) -> jax.Array:
+    """Apply the policy, the colour jitter and the lighting noise that are on.
+
+    Args:
+      key: of this step.
+      images: uint8 (b, h, w, c); in colour if anything is on.
+      positions: int32 (b,), places in the global batch.
+      settings: with `policy` ("none" or a key of POLICIES) and its `num_ops`, `magnitude` and `magnitude_std`,
+        `jitter` (of brightness, contrast, saturation, hue) and `lighting`.
+
+    Returns:
+      Grey levels 0..255, (b, h, w, c): uint8 if nothing is on, else float32.
+    """
+    jitter = tuple(settings.jitter)
+    changes = []
+    if settings.policy != "none":
+        changes.append(lambda key, image: POLICIES[settings.policy](key, image, settings))
+    if any(jitter):
+        changes.append(lambda key, image: policies.color_jitter(key, image, *jitter))
+    if settings.lighting:
+        changes.append(lambda key, image: policies.lighting(key, image, settings.lighting))
+    if not changes:
+        return images
+
+    def change_one(position, image):
+        image_key = jax.random.fold_in(key, position)
+        for index, change in enumerate(changes):
+            image = change(jax.random.fold_in(image_key, index), image)
+        return image
+
+    return jax.vmap(change_one)(positions, images.astype(jnp.float32))
 
 
 def mixup(key: jax.Array, image: jax.Array, partner: jax.Array, alpha: float) -> tuple[jax.Array, jax.Array]:

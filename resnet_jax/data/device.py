@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from resnet_jax.data.order import epoch_order
+from resnet_jax.data.order import Feed, epoch_order
 from resnet_jax.data.sources import Examples
 
 
@@ -26,7 +26,7 @@ class TrainLoader:
     """
 
     def __init__(self, examples: Examples, key: jax.Array, batch_size: int, steps_per_feed: int, put: Callable):
-        self.num_examples = len(examples.labels)
+        self.num_examples = len(examples)
         self.batch_size = batch_size
         self._arrays = {"images": put(examples.images), "labels": put(examples.labels)}
         self._put = put
@@ -39,17 +39,17 @@ class TrainLoader:
         self._orders = jax.jit(jax.vmap(orders, in_axes=(0, None)) if key.ndim else orders)
         self._epoch = None
 
-    def feed(self, step: int) -> dict[str, jax.Array]:
-        """What the device needs for the steps from `step` on; replicated arrays."""
+    def feed(self, step: int) -> Feed:
+        """What the device needs for the steps from `step` on."""
         epoch, offset = divmod(step * self.batch_size, self.num_examples)
         if epoch != self._epoch:
             self._epoch = epoch
             self._arrays["orders"] = self._put(self._orders(self._key, np.int32(epoch)))
-        return {**self._arrays, "offset": np.int32(offset)}
+        return Feed({**self._arrays, "offset": np.int32(offset)}, {})
 
 
 def train_batch(
-    feed: dict, batch_size: int, ahead: int | jax.Array, shard: int | jax.Array, shards: int
+    feed: Feed, batch_size: int, ahead: int | jax.Array, shard: int | jax.Array, shards: int
 ) -> dict[str, jax.Array]:
     """This device's part of a training batch, `ahead` steps after the feed's first (traced).
 
@@ -57,12 +57,12 @@ def train_batch(
       {"image": uint8 (b, h, w, c), "label": int32 (b,), "position": int32 (b,) in the global batch}, where b is
       `batch_size // shards`.
     """
-    orders = feed["orders"]
+    orders = feed.shared["orders"]
     _, num_examples = orders.shape
     in_batch = shard_positions(batch_size, shard, shards)
-    in_stream = feed["offset"] + ahead * batch_size + in_batch
+    in_stream = feed.shared["offset"] + ahead * batch_size + in_batch
     ids = orders[in_stream // num_examples, in_stream % num_examples]
-    return {"image": feed["images"][ids], "label": feed["labels"][ids], "position": in_batch}
+    return {"image": feed.shared["images"][ids], "label": feed.shared["labels"][ids], "position": in_batch}
 
 
 class EvalLoader:
@@ -75,21 +75,21 @@ class EvalLoader:
     """
 
     def __init__(self, examples: Examples, batch_size: int, put: Callable):
-        self.num_examples = len(examples.labels)
+        self.num_examples = len(examples)
         self.batch_size = batch_size
         self._arrays = {"images": put(examples.images), "labels": put(examples.labels)}
 
     def feeds(self):
         """One feed for each batch."""
         for offset in range(0, self.num_examples, self.batch_size):
-            yield {**self._arrays, "offset": np.int32(offset)}
+            yield Feed({**self._arrays, "offset": np.int32(offset)}, {})
 
-    def batch(self, feed: dict, shard: int | jax.Array, shards: int) -> dict[str, jax.Array]:
+    def batch(self, feed: Feed, shard: int | jax.Array, shards: int) -> dict[str, jax.Array]:
         """This device's part of the batch (traced): image, label and `mask`, bool (b,), False for padding."""
-        ids = feed["offset"] + shard_positions(self.batch_size, shard, shards)
+        ids = feed.shared["offset"] + shard_positions(self.batch_size, shard, shards)
         mask = ids < self.num_examples
         ids = jnp.where(mask, ids, 0)
-        return {"image": feed["images"][ids], "label": feed["labels"][ids], "mask": mask}
+        return {"image": feed.shared["images"][ids], "label": feed.shared["labels"][ids], "mask": mask}
 
 
 def shard_positions(batch_size: int, shard: int | jax.Array, shards: int) -> jax.Array:

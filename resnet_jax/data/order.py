@@ -1,6 +1,20 @@
-"""The order of examples: a pure function of (seed, epoch), the same for every loader, host and device count."""
+"""What all loaders share: the order of examples, a pure function of (seed, epoch), and the form of what they give."""
+
+from typing import NamedTuple
 
 import jax
+
+
+class Feed(NamedTuple):
+    """What compiled steps take besides the state.
+
+    Attributes:
+      shared: arrays that every device has.
+      batch: arrays whose first axis is divided among the devices.
+    """
+
+    shared: dict
+    batch: dict
 
 
 def epoch_order(key: jax.Array, epoch: int, num_examples: int) -> jax.Array:

@@ -1,23 +1,27 @@
-"""Reads whole data sets into host memory as uint8 images and int32 labels."""
+"""The splits of a data set: whole in host memory as uint8 images and int32 labels, or as sources on disk."""
 
+import dataclasses
 import functools
 import io
-import pathlib
-from typing import NamedTuple
 
 import numpy as np
 
+from resnet_jax.data.archives import ArraySource, Subset, is_archive, open_archive, open_builder, open_records
 from resnet_jax.data.facts import DATASETS, DatasetFacts
 from resnet_jax.errors import UserError
 
 _HOLDOUT_SEED = 0  # of the splits, not of a run: two runs with different seeds train on the same examples
 
 
-class Examples(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Examples:
     """images: uint8 (n, height, width, channels); labels: int32 (n,)."""
 
     images: np.ndarray
     labels: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.labels)
 
     def take(self, ids: np.ndarray) -> "Examples":
         return Examples(self.images[ids], self.labels[ids])
@@ -52,6 +56,34 @@ def load_splits(name: str, validation_size: int, data_dir: str | None = None) ->
     }
 
 
+def dataset_facts(name: str, data_dir: str | None) -> DatasetFacts:
+    """What is known of a data set, of those that stay on disk by a look at the disk.
+
+    Raises:
+      UserError: data that are not there.
+    """
+    return open_archive(name, data_dir)[0] if is_archive(name) else DATASETS[name]
+
+
+def open_splits(name: str, validation_size: int, data_dir: str | None = None) -> dict:
+    """The splits of `load_splits` as sources that are read one example at a time; see `archives`.
+
+    Where labels are only known by reading everything (TensorFlow Datasets) the validation split is not stratified.
+    """
+    if not is_archive(name):
+        class_names = DATASETS[name].class_names
+        splits = load_splits(name, validation_size, data_dir)
+        return {split: ArraySource(e.images, e.labels, class_names) for split, e in splits.items()}
+    official = open_archive(name, data_dir)[1]
+    if not validation_size:
+        return official
+    train = official["train"]
+    labels = train.labels if train.labels is not None else np.zeros(len(train), np.int32)
+    held_out = stratified_holdout(labels, validation_size)
+    kept = np.setdiff1d(np.arange(len(train)), held_out)
+    return {"train": Subset(train, kept), "validation": Subset(train, held_out), "test": official["test"]}
+
+
 def stratified_holdout(labels: np.ndarray, size: int) -> np.ndarray:
     """`size` example ids, sorted, that hold every class in its share (to within one example)."""
     shuffled = np.random.default_rng(_HOLDOUT_SEED).permutation(len(labels))
@@ -81,24 +113,9 @@ def _read_digits(facts: DatasetFacts, split: str) -> Examples:
 
 
 def _read_tfds(name: str, facts: DatasetFacts, split: str, data_dir: str | None) -> Examples:
-    import tensorflow_datasets as tfds
     from PIL import Image
 
-    command = f"python -m resnet_jax.data.prepare {name}" + (f" --data_dir {data_dir}" if data_dir else "")
-    try:
-        builder = tfds.builder(facts.tfds_name, data_dir=data_dir, file_format="array_record")
-    except ValueError as error:  # prepared in another format
-        raise UserError(f"data.name: {name} cannot be read: {error}; try another data.data_dir and {command}") from None
-    if not pathlib.Path(builder.data_dir).exists():
-        raise UserError(
-            f"data.name: {name} is not prepared in {pathlib.Path(builder.data_dir).parents[1]}; run: {command}"
-        )
-    try:
-        source = builder.as_data_source(split, decoders={"image": tfds.decode.SkipDecoding()})
-    except Exception as error:  # whatever TFDS and its storage say about missing or broken files
-        raise UserError(
-            f"data.name: {name} in {builder.data_dir} cannot be read ({error}); delete that folder and run: {command}"
-        ) from error
+    source = open_records(open_builder(name, facts.tfds_name, data_dir), split, name, data_dir)
     images = np.empty((len(source), *facts.image_shape), np.uint8)
     labels = np.empty(len(source), np.int32)
     for start in range(0, len(source), 1000):  # reading by the thousand is three times as fast as one by one

@@ -7,13 +7,13 @@ import jax.numpy as jnp
 
 from resnet_jax.errors import UserError, did_you_mean
 from resnet_jax.models.cifar import CIFAR_MODELS
-from resnet_jax.models.layers import NORMS, SHORTCUTS, STEMS
+from resnet_jax.models.layers import DOWNSAMPLES, NORMS, SHORTCUTS, STEMS
 from resnet_jax.models.resnet import IMAGENET_MODELS
 from resnet_jax.models.vgg import VGG_MODELS
 
 MODELS = {**IMAGENET_MODELS, **CIFAR_MODELS, **VGG_MODELS}
 
-_NAMED_VALUES = {"shortcut": SHORTCUTS, "stem": STEMS, "norm": NORMS}
+_NAMED_VALUES = {"shortcut": SHORTCUTS, "stem": STEMS, "norm": NORMS, "downsample": DOWNSAMPLES}
 
 
 def attributes_of(name: str) -> list[str]:
@@ -32,11 +32,12 @@ def create_model(name: str, *, num_classes: int, dtype=jnp.float32, **overrides)
       name: a key of `MODELS`.
       num_classes: size of the logits.
       dtype: of the computation (`jnp.float32` or `jnp.bfloat16`); parameters stay float32.
-      **overrides: other attributes of the model (`attributes_of`). `shortcut`, `stem` and `norm` are keys of
-        `layers.SHORTCUTS`, `layers.STEMS` and `layers.NORMS`, or values of your own of the same kind.
+      **overrides: other attributes of the model (`attributes_of`). `shortcut`, `stem`, `norm` and `downsample` are
+        keys of `layers.SHORTCUTS`, `layers.STEMS`, `layers.NORMS` and `layers.DOWNSAMPLES`, or values of your own of
+        the same kind.
 
     Raises:
-      UserError: an unknown name, shortcut, stem, norm or attribute.
+      UserError: an unknown name, shortcut, stem, norm, downsample or attribute.
     """
     if name not in MODELS:
         raise UserError(f"model.name: no model is called {name!r}; {did_you_mean(name, MODELS)}")

@@ -1,4 +1,4 @@
-"""The values that a network is put together from: convolution, norms, shortcuts and stems.
+"""The values that a network is put together from: convolutions, norms, shortcuts and stems.
 
 Each is a plain function called inside a module's `@nn.compact` method, so that its parameters belong to that module
 and keep the names everyone knows (`conv1`, `bn1`, `downsample_conv`).
@@ -41,6 +41,30 @@ def conv(
         dtype=dtype,
         name=name,
     )
+
+
+def blur(x: jax.Array) -> jax.Array:
+    """Each channel of (B, H, W, C) under the filter (1, 2, 1) x (1, 2, 1) / 16, zero-padded by one pixel."""
+    for axis in (1, 2):
+        padded = jnp.pad(x, [(1, 1) if a == axis else (0, 0) for a in range(x.ndim)])
+        # Sums, as they are several times faster than a convolution of single channels.
+        before, here, after = (jax.lax.slice_in_dim(padded, i, i + x.shape[axis], axis=axis) for i in range(3))
+        x = (before + 2 * here + after) / 4
+    return x
+
+
+def blurred_conv(features: int, kernel: int, stride: int = 1, **settings) -> Callable[[jax.Array], jax.Array]:
+    """`conv`, of the blurred input where it strides: BlurPool (Zhang 2019, arXiv:1904.11486).
+
+    In the paper the blur follows a convolution that strides no more; here it comes before the strided one, which costs
+    a quarter of that (ffcv-imagenet, `use_blurpool`; Composer, `blur_first`).
+    """
+    convolution = conv(features, kernel, stride, **settings)
+    return convolution if stride == 1 else lambda x: convolution(blur(x))
+
+
+# They make the convolutions of blocks. A stem's stays as it is: ffcv blurs no input of fewer than 16 channels.
+DOWNSAMPLES = {"stride": conv, "blur": blurred_conv}
 
 
 # --- norms: (name, train, dtype, scale_init) -> a function of the activations (..., channels) ---
@@ -143,36 +167,39 @@ def no_activation(x, norm, name):
     return x
 
 
-# --- shortcuts: (block input, branch output, stride, norm, dtype) -> the two addends (skip, branch) ---
+# --- shortcuts: (block input, branch output, stride, norm, dtype, conv) -> the two addends (skip, branch) ---
 # Options A, B, C: He et al. 2015, section 3.3.
 
 
-def no_shortcut(x, branch, stride, norm, dtype):
+def no_shortcut(x, branch, stride, norm, dtype, conv=conv):
     """The plain twin: the branch alone."""
     return jnp.zeros_like(branch), branch
 
 
-def zero_pad_shortcut(x, branch, stride, norm, dtype):
-    """Option A: identity; where shapes differ, every `stride`-th pixel and zeros for the new channels."""
+def zero_pad_shortcut(x, branch, stride, norm, dtype, conv=conv):
+    """Option A: identity; where shapes differ, every `stride`-th pixel and zeros for the new channels.
+
+    The pixels are those of the paper, never blurred: there is no convolution.
+    """
     x = x[:, ::stride, ::stride, :]
     new_channels = branch.shape[-1] - x.shape[-1]
     return jnp.pad(x, ((0, 0), (0, 0), (0, 0), (0, new_channels))), branch
 
 
-def projection_shortcut(x, branch, stride, norm, dtype):
+def projection_shortcut(x, branch, stride, norm, dtype, conv=conv):
     """Option C: a 1x1 convolution and a norm in every block."""
     x = conv(branch.shape[-1], 1, stride, dtype=dtype, name="downsample_conv")(x)
     return norm(name="downsample_bn")(x), branch
 
 
-def projection_where_shapes_differ_shortcut(x, branch, stride, norm, dtype):
+def projection_where_shapes_differ_shortcut(x, branch, stride, norm, dtype, conv=conv):
     """Option B: identity; a projection where shapes differ."""
     if stride == 1 and x.shape == branch.shape:
         return x, branch
-    return projection_shortcut(x, branch, stride, norm, dtype)
+    return projection_shortcut(x, branch, stride, norm, dtype, conv)
 
 
-def highway_shortcut(x, branch, stride, norm, dtype):
+def highway_shortcut(x, branch, stride, norm, dtype, conv=conv):
     """Exclusive gating: (1 - g) x and g F(x), with g = sigmoid(1x1 convolution of x) for each pixel and channel.
 
     Srivastava et al. 2015 (arXiv:1505.00387, equation 3); He et al. 2016 (arXiv:1603.05027, section 3.1), whose
@@ -194,7 +221,7 @@ class BranchScale(nn.Module):
         return x * self.param("scale", nn.initializers.zeros, ()).astype(x.dtype)
 
 
-def skipinit_shortcut(x, branch, stride, norm, dtype):
+def skipinit_shortcut(x, branch, stride, norm, dtype, conv=conv):
     """x as in option A, and the branch times a learned number that starts at zero.
 
     De & Smith 2020, SkipInit (arXiv:2002.10444, section 3.2); Bachlechner et al. 2020, ReZero (arXiv:2003.04887).
@@ -210,6 +237,18 @@ SHORTCUTS = {
     "highway": highway_shortcut,
     "skipinit": skipinit_shortcut,
 }
+
+
+# --- what training does to a branch ---
+
+
+def stochastic_depth(branch: jax.Array, rate: float = 0.0, train: bool = False) -> jax.Array:
+    """In training, each example's branch is dropped with probability `rate`, or else divided by 1 - `rate`.
+
+    Huang et al. 2016 (arXiv:1603.09382), who drop a branch for the whole batch and multiply it by 1 - `rate` in
+    evaluation; this is timm's DropPath. Random numbers come from the stream "dropout".
+    """
+    return nn.Dropout(rate, broadcast_dims=(1, 2, 3), deterministic=not train)(branch)
 
 
 # --- stems ---

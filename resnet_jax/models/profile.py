@@ -16,7 +16,7 @@ class Layer:
       name: path of its parameters.
       output_shape: without the batch.
       parameters: number of trainable weights.
-      multiply_adds: for one image; a bias, a norm and a pooling count as nothing (He et al. 2015, Table 1).
+      multiply_adds: for one image; biases, norms, poolings and blurs count as nothing (He et al. 2015, Table 1).
       activation_bytes: of its output for one image.
     """
 

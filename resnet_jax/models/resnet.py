@@ -7,9 +7,10 @@ from collections.abc import Callable, Sequence
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
+from resnet_jax.errors import UserError
 from resnet_jax.models import layers
-from resnet_jax.models.layers import conv
 
 
 class Block(nn.Module):
@@ -22,6 +23,8 @@ class Block(nn.Module):
       norm: one of the functions in `layers.NORMS`.
       zero_init: start the branch at zero.
       dtype: of the computation.
+      conv: one of the functions in `layers.DOWNSAMPLES`.
+      drop: a function of the branch: `layers.stochastic_depth` with its rate.
     """
 
     width: int
@@ -30,6 +33,8 @@ class Block(nn.Module):
     norm: Callable
     zero_init: bool
     dtype: jnp.dtype
+    conv: Callable = layers.conv
+    drop: Callable = layers.stochastic_depth
 
     @property
     def last_scale_init(self) -> Callable:
@@ -42,8 +47,9 @@ class Block(nn.Module):
         return self.norm
 
     def joined(self, x: jax.Array, branch: jax.Array) -> jax.Array:
-        """The sum of shortcut and branch; both can be looked at in the collection "addends"."""
-        skip, branch = self.shortcut(x, branch, self.stride, self.shortcut_norm, self.dtype)
+        """The sum of shortcut and branch; both, as they are added, can be looked at in the collection "addends"."""
+        skip, branch = self.shortcut(x, branch, self.stride, self.shortcut_norm, self.dtype, self.conv)
+        branch = self.drop(branch)
         if not self.is_initializing():  # where every collection is kept
             self.sow("addends", "skip", skip)
             self.sow("addends", "branch", branch)
@@ -55,9 +61,9 @@ class BasicBlock(Block):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        y = conv(self.width, 3, self.stride, dtype=self.dtype, name="conv1")(x)
+        y = self.conv(self.width, 3, self.stride, dtype=self.dtype, name="conv1")(x)
         y = nn.relu(self.norm(name="bn1")(y))
-        y = conv(self.width, 3, dtype=self.dtype, name="conv2")(y)
+        y = self.conv(self.width, 3, dtype=self.dtype, name="conv2")(y)
         y = self.norm(name="bn2", scale_init=self.last_scale_init)(y)
         return nn.relu(self.joined(x, y))
 
@@ -74,11 +80,11 @@ class BottleneckBlock(Block):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         first, second = (self.stride, 1) if self.stride_on_first else (1, self.stride)
-        y = conv(self.width, 1, first, dtype=self.dtype, name="conv1")(x)
+        y = self.conv(self.width, 1, first, dtype=self.dtype, name="conv1")(x)
         y = nn.relu(self.norm(name="bn1")(y))
-        y = conv(self.width, 3, second, dtype=self.dtype, name="conv2")(y)
+        y = self.conv(self.width, 3, second, dtype=self.dtype, name="conv2")(y)
         y = nn.relu(self.norm(name="bn2")(y))
-        y = conv(4 * self.width, 1, dtype=self.dtype, name="conv3")(y)
+        y = self.conv(4 * self.width, 1, dtype=self.dtype, name="conv3")(y)
         y = self.norm(name="bn3", scale_init=self.last_scale_init)(y)
         return nn.relu(self.joined(x, y))
 
@@ -119,9 +125,9 @@ class PreActBasicBlock(PreActBlock):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         activated = self.preactivation(x, self.norm, "bn1")
-        y = conv(self.width, 3, self.stride, dtype=self.dtype, name="conv1")(activated)
+        y = self.conv(self.width, 3, self.stride, dtype=self.dtype, name="conv1")(activated)
         y = nn.relu(self.norm(name="bn2")(y))
-        y = conv(self.width, 3, dtype=self.dtype, kernel_init=self.last_kernel_init, name="conv2")(y)
+        y = self.conv(self.width, 3, dtype=self.dtype, kernel_init=self.last_kernel_init, name="conv2")(y)
         return self.joined(x if x.shape == y.shape else activated, y)
 
 
@@ -131,11 +137,11 @@ class PreActBottleneckBlock(PreActBlock):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         activated = self.preactivation(x, self.norm, "bn1")
-        y = conv(self.width, 1, dtype=self.dtype, name="conv1")(activated)
+        y = self.conv(self.width, 1, dtype=self.dtype, name="conv1")(activated)
         y = nn.relu(self.norm(name="bn2")(y))
-        y = conv(self.width, 3, self.stride, dtype=self.dtype, name="conv2")(y)
+        y = self.conv(self.width, 3, self.stride, dtype=self.dtype, name="conv2")(y)
         y = nn.relu(self.norm(name="bn3")(y))
-        y = conv(4 * self.width, 1, dtype=self.dtype, kernel_init=self.last_kernel_init, name="conv3")(y)
+        y = self.conv(4 * self.width, 1, dtype=self.dtype, kernel_init=self.last_kernel_init, name="conv3")(y)
         return self.joined(x if x.shape == y.shape else activated, y)
 
 
@@ -152,6 +158,8 @@ class ResNet(nn.Module):
       shortcut: one of the functions in `layers.SHORTCUTS`.
       width: channels of the stem and the (inner) width of the first stage.
       norm: one of the functions in `layers.NORMS`.
+      downsample: one of the functions in `layers.DOWNSAMPLES`, which make the convolutions of the blocks.
+      stochastic_depth: the probability that training drops the branch of the last block; see `drop_rates`.
       zero_init_last_scale: start each branch at zero, so that blocks begin as the identity: by the scale of its last
         norm (Goyal et al. 2017, section 5.1), in pre-activation blocks by its last kernel.
       dtype: of the computation. Parameters and batch statistics are float32 always.
@@ -166,6 +174,8 @@ class ResNet(nn.Module):
     first_block: Callable[..., nn.Module] | None = None
     last_activation: Callable = layers.no_activation
     norm: Callable = layers.batch_norm
+    downsample: Callable = layers.conv
+    stochastic_depth: float = 0.0
     zero_init_last_scale: bool = False
     dtype: jnp.dtype = jnp.float32
 
@@ -175,6 +185,26 @@ class ResNet(nn.Module):
         total_stride = self.stem.stride * 2 ** (len(self.stage_sizes) - 1)
         return total_stride // 2 + 1
 
+    @property
+    def drop_rates(self) -> list[float]:
+        """The probability that training drops its branch, for each block.
+
+        It grows linearly from 0 in the first block to `stochastic_depth` in the last: timm's rule, and so that of
+        "ResNet strikes back" (arXiv:2110.00476). In Huang et al. 2016 (arXiv:1603.09382, equation 4) block l of L has
+        l / L of the last one's.
+
+        Raises:
+          UserError: a rate outside [0, 1), or one for a plain net.
+        """
+        if not 0 <= self.stochastic_depth < 1:
+            raise UserError(f"model.stochastic_depth: expected 0 to less than 1, found {self.stochastic_depth}")
+        if self.stochastic_depth and self.shortcut is layers.no_shortcut:
+            raise UserError(
+                f"model.stochastic_depth: expected 0 without shortcuts, found {self.stochastic_depth}; a plain net is "
+                "cut where a branch is dropped. Try another model.shortcut"
+            )
+        return np.linspace(0, self.stochastic_depth, sum(self.stage_sizes)).tolist()
+
     @nn.compact
     def __call__(self, images: jax.Array, *, train: bool, features: bool = False):
         """Logits of normalised images.
@@ -182,14 +212,15 @@ class ResNet(nn.Module):
         Args:
           images: (batch, height, width, 1 or 3), floating point, already normalised.
           train: normalise by the batch and update `batch_stats` (pass `mutable=["batch_stats"]`), or by running
-            statistics.
+            statistics; and drop branches by `stochastic_depth`, if it is not 0 (pass `rngs={"dropout": key}`).
           features: also return a dict of activations: `stem`, `stage1`.., `pre_logits`, `logits`.
 
         Returns:
           float32 logits (batch, num_classes), or `(logits, activations)`.
 
         Raises:
-          UserError: images of another rank, dtype or number of channels, or too small for the strides.
+          UserError: images of another rank, dtype or number of channels, or too small for the strides; or what
+            `drop_rates` refuses.
         """
         advice = "the stem for small images (model.stem=small) or larger images (data.image_size)"
         layers.check_images(images, self.smallest_image, advice)
@@ -200,6 +231,7 @@ class ResNet(nn.Module):
         x = images.astype(self.dtype)
         x = activations["stem"] = self.stem.layers(x, self.width, norm, self.dtype)
         block = self.first_block or self.block
+        drop_rates = iter(self.drop_rates)
         for stage, blocks in enumerate(self.stage_sizes, start=1):
             for index in range(1, blocks + 1):
                 x = block(
@@ -209,6 +241,8 @@ class ResNet(nn.Module):
                     norm=norm,
                     zero_init=self.zero_init_last_scale,
                     dtype=self.dtype,
+                    conv=self.downsample,
+                    drop=functools.partial(layers.stochastic_depth, rate=next(drop_rates), train=train),
                     name=f"stage{stage}_block{index}",
                 )(x)
                 block = self.block
