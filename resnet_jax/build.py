@@ -250,7 +250,7 @@ class Run:
             augment.repeats,
             view,
             functools.partial(
-                _size_at, sizes=tuple(augment.sizes), num_steps=self.num_steps, otherwise=stream_shape(config)[0]
+                _shape_at, sizes=tuple(augment.sizes), num_steps=self.num_steps, otherwise=stream_shape(config)
             ),
         )
         return stream.TrainLoader(examples, self.parallel.rows(train.batch_size), **self._streaming)
@@ -379,8 +379,8 @@ def _whole(image: np.ndarray) -> list[np.ndarray]:
     return [image]
 
 
-def _size_at(step: int, *, sizes: tuple, num_steps: int, otherwise: int) -> int:
-    begun = [size for start, size in sizes if start * num_steps <= step]
+def _shape_at(step: int, *, sizes: tuple, num_steps: int, otherwise: tuple[int, int, int]) -> tuple[int, int, int]:
+    begun = [(size, size, otherwise[2]) for start, size in sizes if start * num_steps <= step]
     return begun[-1] if begun else otherwise
 
 

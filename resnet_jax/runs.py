@@ -8,7 +8,7 @@ import numpy as np
 
 from resnet_jax.build import build_data, build_model, evaluation_examples, image_shape, variable_shapes
 from resnet_jax.checkpoint import Checkpoints
-from resnet_jax.data.stream import read_ahead
+from resnet_jax.data.stream import Workers, batches
 from resnet_jax.errors import UserError
 from resnet_jax.models.resnet import ResNet
 from resnet_jax.validate import check_config
@@ -65,8 +65,7 @@ def load_data(workdir: str | pathlib.Path, split: str = "test") -> tuple[jax.Arr
     if split not in splits:
         raise UserError(f"split: expected one of {', '.join(splits)}, found {split!r}")
     if config.data.loader == "stream":
-        examples = evaluation_examples(config, splits[split])
-        read = read_ahead(examples.example, len(splits[split]))
-        images, labels = zip(*((example["image"], example["label"]) for example in read), strict=True)
-        return jax.jit(prepare)(np.stack(images)), np.stack(labels)
+        examples, workers = evaluation_examples(config, splits[split]), Workers("threads", config.data.num_workers)
+        (all_of_it,) = batches(lambda batch, ids: examples.part(ids), 1, np.arange(len(splits[split])), workers)
+        return jax.jit(prepare)(all_of_it["image"]), all_of_it["label"]
     return jax.jit(prepare)(splits[split].images), splits[split].labels

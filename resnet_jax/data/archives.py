@@ -25,7 +25,8 @@ _TFDS = {
     "imagenette": ("validation", {}),
     "oxford_iiit_pet": ("test", {}),
 }
-ARCHIVES = (*_TFDS, "tfds:BUILDER", "folder", "tar", "synthetic:EXAMPLES:CLASSES")
+NAMED = tuple(_TFDS)
+ARCHIVES = (*NAMED, "tfds:BUILDER", "folder", "tar", "synthetic:EXAMPLES:CLASSES")
 
 
 def is_archive(name: str) -> bool:

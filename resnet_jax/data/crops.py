@@ -35,14 +35,14 @@ def random_resized_box(
     Szegedy et al. 2014 (arXiv:1409.4842, section 6), in torchvision's definition (`RandomResizedCrop`): ratio uniform
     on a logarithmic scale, ten attempts to fit, then the largest central box of an allowed ratio.
     """
-    ratios = 3 / 4, 4 / 3
-    for _ in range(10):
-        target = rng.uniform(*area) * height * width
-        ratio = math.exp(rng.uniform(math.log(ratios[0]), math.log(ratios[1])))
+    low, high = area
+    for share, shape, *place in rng.random((10, 4)).tolist():  # all at once: it is the quickest
+        target = (low + (high - low) * share) * height * width
+        ratio = (3 / 4) ** (1 - 2 * shape)
         box_height, box_width = round(math.sqrt(target / ratio)), round(math.sqrt(target * ratio))
         if 0 < box_height <= height and 0 < box_width <= width:
-            return _random_place(rng, height, width, box_height, box_width)
-    ratio = min(max(width / height, ratios[0]), ratios[1])
+            return _box_at(place, height, width, box_height, box_width)
+    ratio = min(max(width / height, 3 / 4), 4 / 3)
     box_height, box_width = min(height, max(1, round(width / ratio))), min(width, max(1, round(height * ratio)))
     return Box((height - box_height) // 2, (width - box_width) // 2, box_height, box_width)
 
@@ -56,15 +56,15 @@ def scale_jitter_box(
     """
     short_side = rng.integers(short_sides[0], short_sides[1] + 1)
     side = max(1, min(height, width, round(size * min(height, width) / short_side)))
-    return _random_place(rng, height, width, side, side)
+    return _box_at(rng.random(2).tolist(), height, width, side, side)
 
 
 VIEWS = {"center": center_box, "random_resized": random_resized_box, "scale_jitter": scale_jitter_box}
 
 
-def _random_place(rng, height, width, box_height, box_width) -> Box:
-    top, left = rng.integers((height - box_height + 1, width - box_width + 1))
-    return Box(int(top), int(left), box_height, box_width)
+def _box_at(place, height, width, box_height, box_width) -> Box:
+    down, right = place  # both from 0 to less than 1
+    return Box(int(down * (height - box_height + 1)), int(right * (width - box_width + 1)), box_height, box_width)
 
 
 # --- evaluation: uint8 images (h, w, 3) -> uint8 views ---

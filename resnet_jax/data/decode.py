@@ -42,17 +42,17 @@ def decode(encoded: bytes) -> np.ndarray:
         return _decode_by_pillow(encoded)
 
 
-def decode_crop(encoded: bytes, choose_box: Callable[[int, int], Box], size: int) -> np.ndarray:
-    """A part of an image, resized bilinearly: uint8 (size, size, 3).
+def decode_crop(encoded: bytes, choose_box: Callable[[int, int], Box], out: np.ndarray) -> None:
+    """Write a part of an image, resized bilinearly, to `out`, uint8 (size, size, 3).
 
-    Of a JPEG no more is decoded than is needed: a box at least twice as large as `size` is decoded at a half, quarter
-    or eighth of the resolution. That is faster, and it averages pixels, which the bilinear resize after it does not;
-    this one is left to shrink by less than two.
+    Of a JPEG no more is decoded than is needed. Decoding ends with the last row of the box. And a box at least twice
+    as large as `out` is decoded at a half, quarter or eighth of the resolution: that is faster, and it averages pixels,
+    which the bilinear resize after it does not; this one is left to shrink by less than two.
 
     Args:
       encoded: the file.
       choose_box: a pure function of the image's (height, width).
-      size: of the result.
+      out: for the result.
 
     Raises:
       DamagedImage: and why.
@@ -60,34 +60,56 @@ def decode_crop(encoded: bytes, choose_box: Callable[[int, int], Box], size: int
     try:
         height, width = _jpeg_size(encoded)
         box = choose_box(height, width)
-        shrink = next(factor for factor in (8, 4, 2, 1) if factor == 1 or min(box.height, box.width) >= factor * size)
-        small = {"min_height": -(-height // shrink), "min_width": -(-width // shrink)}
-        buffer = _reused_buffer(3 * small["min_height"] * small["min_width"])
-        image = simplejpeg.decode_jpeg(encoded, fastdct=True, fastupsample=True, buffer=buffer, **small)
+        room = min(box.height, box.width) // len(out)
+        shrink = next(factor for factor in (8, 4, 2, 1) if factor <= max(1, room))
+        shortened, height = _first_rows(encoded, box.top + box.height, height)
+        least = {"min_height": -(-height // shrink), "min_width": -(-width // shrink)}
+        buffer = _reused_buffer(3 * least["min_height"] * least["min_width"])
+        image = simplejpeg.decode_jpeg(shortened, fastdct=True, fastupsample=True, buffer=buffer, strict=False, **least)
         box = Box(*(side // shrink for side in box))
     except ValueError:
-        image = _decode_by_pillow(encoded)
+        image = decode(encoded)
         box = choose_box(*image.shape[:2])
-    return crop_and_resize(image, box, size)
+    crop_and_resize(image, box, out)
 
 
-def crop_and_resize(image: np.ndarray, box: Box, size: int) -> np.ndarray:
-    """The box, resized bilinearly without antialiasing: uint8 (size, size, channels)."""
+def crop_and_resize(image: np.ndarray, box: Box, out: np.ndarray) -> None:
+    """Write the box, resized bilinearly without antialiasing, to `out`, uint8 (size, size, channels)."""
     cut = image[box.top : box.top + box.height, box.left : box.left + box.width]
-    return cv2.resize(cut, (size, size), interpolation=cv2.INTER_LINEAR).reshape(size, size, -1)
+    if out.shape[-1] == 1:  # OpenCV knows no third axis then
+        cut, out = cut[..., 0], out[..., 0]
+    cv2.resize(cut, out.shape[1::-1], dst=out, interpolation=cv2.INTER_LINEAR)
+
+
+def _first_rows(encoded: bytes, rows: int, height: int) -> tuple[bytes, int]:
+    """A JPEG of so many rows, where libjpeg will stop, and how many it has: all, if it is progressive.
+
+    Needs `strict=False`, since more data follow.
+
+    Raises:
+      ValueError: it ends without an end marker: truncated, maybe above that row.
+    """
+    if not encoded.endswith(b"\xff\xd9"):
+        raise ValueError("no end marker")
+    start = 2
+    while encoded[start] == 0xFF and encoded[start + 1] not in (0xC2, 0xDA):  # progressive: rows come in many scans
+        if encoded[start + 1] in (0xC0, 0xC1):  # start of frame: length, precision, height (ITU T.81, B.2.2)
+            return encoded[: start + 5] + rows.to_bytes(2, "big") + encoded[start + 7 :], rows
+        start += 2 + int.from_bytes(encoded[start + 2 : start + 4], "big")
+    return encoded, height
 
 
 def _reused_buffer(size: int) -> np.ndarray:
-    # Fresh memory for every image costs a tenth of the time that its decoding takes.
+    # Fresh memory for every image takes a tenth of the time that decoding does.
     if getattr(_reused, "buffer", _NOTHING).size < size:
         _reused.buffer = np.empty(size, np.uint8)
     return _reused.buffer
 
 
 def _jpeg_size(encoded: bytes) -> tuple[int, int]:
-    height, width, *_ = simplejpeg.decode_jpeg_header(encoded)
-    if height * width > _MAX_PIXELS:
-        raise ValueError("too large")
+    height, width, colours, _ = simplejpeg.decode_jpeg_header(encoded)
+    if colours in ("CMYK", "YCCK") or height * width > _MAX_PIXELS:
+        raise ValueError("for Pillow")
     return height, width
 
 

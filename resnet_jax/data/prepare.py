@@ -1,38 +1,52 @@
 """Prepare a data set once, as ArrayRecord files: `python -m resnet_jax.data.prepare NAME`.
 
 Reading what this writes needs no TensorFlow; writing it does (`pip install -r requirements-prepare.txt`).
-On a machine without a network, fetch the files elsewhere and name their folder with `--downloads`.
+On a machine without a network, fetch the files elsewhere and name their folder with `--downloads`; what must be
+fetched by hand always (ImageNet), with `--manual`. A copy that TensorFlow Datasets has prepared as TFRecord files
+is converted with `--tfrecord`.
 """
 
 import argparse
 import importlib.util
+import json
 import pathlib
+import shutil
 import tempfile
+import textwrap
 import time
 
 import requests
 import tensorflow_datasets as tfds
 from tensorflow_datasets.core.download import checksums, download_manager, downloader, resource
 
+from resnet_jax.data.archives import NAMED
 from resnet_jax.data.facts import DATASETS
 from resnet_jax.errors import UserError, command_line, did_you_mean
 
 
-def prepare(name: str, data_dir: str | None = None, downloads: str | None = None) -> None:
+def prepare(
+    name: str,
+    data_dir: str | None = None,
+    downloads: str | None = None,
+    manual: str | None = None,
+    tfrecord: str | None = None,
+) -> None:
     """Write the data set `name` under `data_dir` as ArrayRecord files, unless it is there already.
 
     Args:
-      name: a key of `DATASETS`.
+      name: a key of `DATASETS`, or a builder of TensorFlow Datasets for image classification, with its config after a
+        slash if need be: `imagenet2012`, `imagenette/320px-v2`, `cifar10_corrupted/fog_1`.
       data_dir: root of the prepared data sets; None means TFDS's own (~/tensorflow_datasets or $TFDS_DATA_DIR).
       downloads: folder with the files that TFDS would download, named as in their URLs. It is only read.
+      manual: folder with the files that TFDS cannot download, as their instructions say.
+      tfrecord: root of data sets that TFDS has prepared as TFRecord files, to convert from. It is only read.
 
     Raises:
       UserError: the user can fix it, and the message says how.
     """
-    if name not in DATASETS:
-        raise UserError(f"there is no data set {name!r}; {did_you_mean(name, DATASETS)}")
-    train_command = f"python train.py --config.data.name={name}"
-    if DATASETS[name].tfds_name is None:
+    known = name in DATASETS
+    train_command = f"python train.py --config.data.name={name}" if known else _train_command(name)
+    if known and DATASETS[name].tfds_name is None:
         print(f"{name} needs no preparation: it comes with an installed package\n  train:  {train_command}")
         return
     if data_dir is not None:
@@ -41,7 +55,7 @@ def prepare(name: str, data_dir: str | None = None, downloads: str | None = None
     start, is_new = time.monotonic(), not builder.data_path.exists()
     if is_new:
         try:
-            _write(builder, name, downloads)
+            _write(builder, name, downloads, manual, tfrecord)
         except OSError as error:
             raise UserError(f"{name} could not be written to {builder.data_dir}: {error}") from error
     _check_splits(builder, name, is_new)
@@ -51,19 +65,35 @@ def prepare(name: str, data_dir: str | None = None, downloads: str | None = None
 
 
 def _builder(name, data_dir):
+    tfds_name = DATASETS[name].tfds_name if name in DATASETS else name.removeprefix("tfds:")
     try:
-        return tfds.builder(DATASETS[name].tfds_name, data_dir=data_dir, file_format="array_record")
-    except ValueError as error:  # what TFDS says when the data set is there as TFRecord files
-        raise UserError(f"{name} is there, but not as ArrayRecord files: {error}. Try another --data_dir.") from error
+        return tfds.builder(tfds_name, data_dir=data_dir, file_format="array_record")
+    except tfds.core.DatasetNotFoundError:
+        near = did_you_mean(name, (*DATASETS, *tfds.list_builders(with_community_datasets=False)))
+        raise UserError(f"there is no data set {name!r}; {near.split('(known:')[0]}") from None
+    except ValueError as error:  # no such config; or what TFDS says when the data set is there as TFRecord files
+        raise UserError(
+            f"{name} cannot be prepared there: {error}. If it is there as TFRecord files, give their --data_dir as "
+            "--tfrecord, and another --data_dir"
+        ) from error
 
 
-def _write(builder, name, downloads):
+def _train_command(name):
+    name = name if name in NAMED else f"tfds:{name.removeprefix('tfds:')}"
+    return f"python train.py --config=configs/imagenette.py --config.data.name={name}"
+
+
+def _write(builder, name, downloads, manual, tfrecord):
     if importlib.util.find_spec("tensorflow") is None:
         raise UserError(
             "preparing a data set needs TensorFlow (reading it later does not), and it is not installed; "
             "try: pip install -r requirements-prepare.txt"
         )
-    if downloads is None:
+    if tfrecord is not None:
+        _convert(builder, name, tfrecord)
+    elif manual is not None or (downloads is None and builder.MANUAL_DOWNLOAD_INSTRUCTIONS):
+        _write_from_manual(builder, name, manual)
+    elif downloads is None:
         _write_from_network(builder, name)
     else:
         _write_from_files(builder, name, pathlib.Path(downloads).expanduser().resolve())
@@ -79,6 +109,45 @@ def _write_from_network(builder, name):
             f"Try again, or fetch these files elsewhere into one folder DIR:\n{_listing(builder.url_infos)}\n"
             "and run the same command with --downloads DIR"
         ) from error
+
+
+def _write_from_manual(builder, name, manual):
+    folder = pathlib.Path(manual).expanduser().resolve() if manual else None
+    if folder is None or not folder.is_dir():
+        found = "no --manual DIR" if folder is None else f"no folder {folder}"
+        instructions = textwrap.indent(textwrap.dedent(builder.MANUAL_DOWNLOAD_INSTRUCTIONS or "").strip(), "  ")
+        raise UserError(f"{name} is made from files that must be fetched by hand; found {found}:\n{instructions}")
+    try:
+        builder.download_and_prepare(download_config=tfds.download.DownloadConfig(manual_dir=folder))
+    except (AssertionError, ValueError) as error:
+        raise UserError(f"{name} could not be made from the files in {folder}: {error}") from error
+
+
+def _convert(builder, name, tfrecord):
+    """Copy every record as it is, and the notes beside them: TFDS stores the same bytes in both formats."""
+    import tensorflow as tf
+    from array_record.python import array_record_module
+
+    stored = tfds.builder(builder.info.full_name.rsplit("/", 1)[0], data_dir=tfrecord, file_format="tfrecord")
+    source, target = pathlib.Path(stored.data_dir), pathlib.Path(builder.data_dir)
+    shards = sorted(source.glob("*.tfrecord-*"))
+    if not shards:
+        raise UserError(f"--tfrecord: expected TFRecord files of {name} in {source}, found none")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
+        unfinished = pathlib.Path(scratch) / "unfinished"
+        shutil.copytree(source, unfinished, ignore=shutil.ignore_patterns("*.tfrecord-*"))
+        for shard in shards:
+            path = unfinished / shard.name.replace(".tfrecord-", ".array_record-")
+            writer = array_record_module.ArrayRecordWriter(str(path), "group_size:1")
+            for record in tf.data.TFRecordDataset(str(shard)).as_numpy_iterator():
+                writer.write(record)
+            writer.close()
+        info = json.loads((unfinished / "dataset_info.json").read_text())
+        info["fileFormat"] = "array_record"
+        (unfinished / "dataset_info.json").write_text(json.dumps(info, indent=2))
+        unfinished.rename(target)
+    builder.info.read_from_directory(target)
 
 
 def _write_from_files(builder, name, downloads):
@@ -121,7 +190,7 @@ def _link_into_cache(builder, files, cache):
 
 
 def _check_splits(builder, name, is_new):
-    expected = DATASETS[name].splits
+    expected = DATASETS[name].splits if name in DATASETS else {}
     found = {str(split): info.num_examples for split, info in builder.info.splits.items()}
     if expected == {split: found.get(split) for split in expected}:
         return
@@ -142,12 +211,15 @@ def _file_name(url):
 def main(argv: list[str] | None = None) -> None:
     """Parse the command line and prepare one data set."""
     parser = argparse.ArgumentParser(prog="python -m resnet_jax.data.prepare", description=__doc__.splitlines()[0])
-    parser.add_argument("name", metavar="NAME", help=", ".join(DATASETS))
+    names = ", ".join((*DATASETS, *NAMED))
+    parser.add_argument("name", metavar="NAME", help=f"{names}, or another builder of TensorFlow Datasets")
     parser.add_argument("--data_dir", metavar="D", help="root of the prepared data sets (default: TFDS's own)")
     parser.add_argument("--downloads", metavar="DIR", help="folder with the files already fetched; it is only read")
+    parser.add_argument("--manual", metavar="DIR", help="folder with the files that must be fetched by hand")
+    parser.add_argument("--tfrecord", metavar="D", help="root of data sets prepared as TFRecord files, to convert from")
     args = parser.parse_args(argv)
     with command_line():
-        prepare(args.name, args.data_dir, args.downloads)
+        prepare(args.name, args.data_dir, args.downloads, args.manual, args.tfrecord)
 
 
 if __name__ == "__main__":
