@@ -4,9 +4,10 @@
     python -m benchmarks.input_rate --memory            # ours alone: host memory over 5,000 batches
     python -m benchmarks.input_rate --index 1281167     # ours alone: memory of the index of so many files
 
-All read the same 500x375 JPEGs of about 55 KB and give shuffled batches of 128 random crops of 224x224 pixels:
-  ours: the loader `stream`, uint8 on the device;
-  flax: the tf.data pipeline of the Flax ImageNet example (bicubic, normalised float32 on the host);
+All read the same 500x375 JPEGs of about 55 KB and give shuffled batches of 128 random crops of 224x224 pixels, on the
+host:
+  ours: the loader `stream`, uint8;
+  flax: the tf.data pipeline of the Flax ImageNet example (bicubic, normalised float32);
   tf.data: the same, tuned: uint8, bilinear, faster decoding, order not kept;
   torchvision: its transforms on Pillow images in a DataLoader with a process for each CPU, uint8.
 Others need `pip install tensorflow-cpu` and `pip install torch torchvision`. Prints one JSON line each.
@@ -29,11 +30,10 @@ _BATCH, _SIZE = 128, 224
 _CPUS = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 
 
-def _our_loader(folder, batch_size=_BATCH, workers="auto"):
+def _our_examples(folder, batch_size=_BATCH):
     import functools
 
     import jax
-    import numpy as np
 
     from resnet_jax.data import stream
     from resnet_jax.data.crops import random_resized_box
@@ -42,8 +42,7 @@ def _our_loader(folder, batch_size=_BATCH, workers="auto"):
     source = open_splits("folder", 0, str(folder))["train"]
     order = stream.EpochOrder(jax.random.key(0), len(source))
     shape_at = functools.partial(_constant, (_SIZE, _SIZE, 3))
-    examples = stream.TrainExamples(source, order, (0, 0), batch_size, 1, random_resized_box, shape_at)
-    return stream.TrainLoader(examples, np.arange(batch_size), jax.device_put, stream.Workers(workers, None), 0.0)
+    return stream.TrainExamples(source, order, (0, 0), batch_size, 1, random_resized_box, shape_at)
 
 
 def _constant(value, step):
@@ -51,10 +50,12 @@ def _constant(value, step):
 
 
 def _ours(folder, workers="auto"):
-    loader, step = _our_loader(folder, workers=workers), 0
-    while True:
-        yield loader.feed(step).batch["image"].block_until_ready()
-        step += 1
+    import numpy as np
+
+    from resnet_jax.data import stream
+
+    examples, rows = _our_examples(folder), np.arange(_BATCH)
+    yield from stream.batches(examples, 0, 10**9, rows, stream.Workers(workers, None).settled(examples, rows))
 
 
 def _files(folder):
@@ -98,7 +99,7 @@ def _tf_data(folder):
         window = _tf_crop_window(tf, encoded)
         image = tf.image.decode_and_crop_jpeg(encoded, window, channels=3, dct_method="INTEGER_FAST")
         image = tf.image.resize(image, [_SIZE, _SIZE], tf.image.ResizeMethod.BILINEAR)
-        return tf.cast(image + 0.5, tf.uint8)
+        return tf.image.random_flip_left_right(tf.cast(image + 0.5, tf.uint8))
 
     files = _files(folder)
     options = tf.data.Options()
@@ -179,7 +180,14 @@ def _resident_megabytes() -> float:
 
 def memory(folder: pathlib.Path, num_batches: int, batch_size: int = 32) -> None:
     """Print the resident memory of ours, while it goes through many batches."""
-    loader, start = _our_loader(folder, batch_size, "threads"), time.perf_counter()
+    import jax
+    import numpy as np
+
+    from resnet_jax.data import stream
+
+    rows, workers = np.arange(batch_size), stream.Workers("threads", None)
+    loader = stream.TrainLoader(_our_examples(folder, batch_size), rows, jax.device_put, workers, 0.0)
+    start = time.perf_counter()
     for step in range(num_batches + 1):
         loader.feed(step)
         if step in (num_batches // 20, num_batches // 4, num_batches // 2, num_batches):

@@ -262,8 +262,8 @@ class Run:
         batch_size = -(-min(config.eval.batch_size, len(source)) // shards) * shards
         if config.data.loader == "device":
             return device.EvalLoader(source, batch_size, self.parallel.replicate)
-        examples = evaluation_examples(config, source)
-        return stream.EvalLoader(examples, batch_size, self.parallel.rows(batch_size), **self._streaming)
+        examples = evaluation_examples(config, source, batch_size)
+        return stream.EvalLoader(examples, self.parallel.rows(batch_size), **self._streaming)
 
     @property
     def _streaming(self):
@@ -349,12 +349,12 @@ def stream_shape(config: ml_collections.ConfigDict) -> tuple[int, int, int]:
     return image_shape(config) if is_archive(config.data.name) else DATASETS[config.data.name].image_shape
 
 
-def evaluation_examples(config: ml_collections.ConfigDict, source) -> stream.EvalExamples:
+def evaluation_examples(config: ml_collections.ConfigDict, source, batch_size: int) -> stream.EvalExamples:
     """What the stream makes of a split for evaluation."""
     height, width, channels = stream_shape(config)
     size = config.eval.image_size
     blank = np.zeros((size or height, size or width, channels), np.uint8)
-    return stream.EvalExamples(source, evaluation_views(config), blank)
+    return stream.EvalExamples(source, evaluation_views(config), blank, batch_size)
 
 
 def evaluation_views(config: ml_collections.ConfigDict, view: str = "center") -> Callable:

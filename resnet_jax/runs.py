@@ -65,7 +65,9 @@ def load_data(workdir: str | pathlib.Path, split: str = "test") -> tuple[jax.Arr
     if split not in splits:
         raise UserError(f"split: expected one of {', '.join(splits)}, found {split!r}")
     if config.data.loader == "stream":
-        examples, workers = evaluation_examples(config, splits[split]), Workers("threads", config.data.num_workers)
-        (all_of_it,) = batches(lambda batch, ids: examples.part(ids), 1, np.arange(len(splits[split])), workers)
-        return jax.jit(prepare)(all_of_it["image"]), all_of_it["label"]
+        ids = np.arange(len(splits[split]))
+        examples = evaluation_examples(config, splits[split], batch_size=len(ids))
+        workers = Workers("threads", config.data.num_workers).settled(examples, ids)
+        (whole,) = batches(examples, 0, 1, ids, workers)
+        return jax.jit(prepare)(whole["image"]), whole["label"]
     return jax.jit(prepare)(splits[split].images), splits[split].labels

@@ -63,8 +63,8 @@ class FolderSource:
 
     def read(self, index: int) -> Stored:
         """The file."""
-        with open(self.name(index), "rb") as file:
-            return Stored(file.read(), int(self.labels[index]))
+        with open(self.name(index), "rb", buffering=0) as file:
+            return Stored(file.readall(), int(self.labels[index]))
 
 
 class TarSource:

@@ -86,17 +86,21 @@ class TrainExamples:
     choose_box: Callable[..., Box]
     shape_at: Callable[[int], tuple[int, int, int]]
 
-    def part(self, step: int, positions: np.ndarray) -> dict[str, np.ndarray]:
-        """A part of the batch of a step: these positions in it.
+    def empty(self, step: int, count: int) -> dict[str, np.ndarray]:
+        """Arrays for so many examples of a step.
 
-        Returns:
-          uint8 `image` (n, size, size, channels), int32 `label` and `position` (n,), and `damaged`, int32 (n,): the id
-          of an example that could not be decoded, or -1. The one after it takes its place.
+        uint8 `image` (n, height, width, channels); int32 `label`, `position` in the global batch, and `damaged`: the id
+        of an example that could not be decoded, whose place the one after it takes, or -1.
         """
-        images = np.empty((len(positions), *self.shape_at(step)), np.uint8)
-        filled = [self._fill(image, step, int(position)) for image, position in zip(images, positions, strict=True)]
-        labels, damaged = np.array(filled, np.int32).T
-        return {"image": images, "label": labels, "damaged": damaged, "position": positions.astype(np.int32)}
+        numbers = {name: np.empty(count, np.int32) for name in ("label", "position", "damaged")}
+        return {"image": np.empty((count, *self.shape_at(step)), np.uint8), **numbers}
+
+    def fill(self, arrays: dict[str, np.ndarray], step: int, positions: np.ndarray) -> None:
+        """Write the examples at these positions in the batch of a step."""
+        arrays["position"][:] = positions
+        for place, position in enumerate(positions.tolist()):
+            label, damaged = self._fill(arrays["image"][place], step, position)
+            arrays["label"][place], arrays["damaged"][place] = label, damaged
 
     def _fill(self, out, step, position):
         distinct = self.batch_size // self.repeats  # copies lie apart, so that mixing finds other neighbours
@@ -127,29 +131,36 @@ class EvalExamples:
       source: of the split.
       views: makes a list of model input, uint8, of an image, uint8 (h, w, c): here one, always of the same shape.
       blank: what stands for an image that cannot be decoded, and for padding.
+      batch_size: global.
     """
 
     source: object
     views: Callable[[np.ndarray], list[np.ndarray]]
     blank: np.ndarray
+    batch_size: int
 
-    def part(self, ids: np.ndarray) -> dict[str, np.ndarray]:
-        """These examples; ids beyond the end are padding.
+    def empty(self, batch: int, count: int) -> dict[str, np.ndarray]:
+        """Arrays for so many examples.
 
-        Returns:
-          uint8 `image` (n, ...), int32 `label` (n,), bool `mask` (n,), False for padding, and `damaged`, int32 (n,):
-          the id of an example that could not be decoded, or -1.
+        uint8 `image` (n, ...); int32 `label`; bool `mask`, False for padding; and int32 `damaged`: the id of an example
+        that could not be decoded, or -1.
         """
-        images = np.stack([self.blank] * len(ids))
-        labels, damaged = np.zeros(len(ids), np.int32), np.full(len(ids), -1, np.int32)
-        mask = ids < len(self.source)
-        for place in np.flatnonzero(mask):
-            views, labels[place] = read_views(self.source, self.views, int(ids[place]))
-            if views:
-                images[place] = views[0]
-            else:
-                damaged[place] = ids[place]
-        return {"image": images, "label": labels, "mask": mask, "damaged": damaged}
+        return {
+            "image": np.empty((count, *self.blank.shape), np.uint8),
+            "label": np.empty(count, np.int32),
+            "mask": np.empty(count, bool),
+            "damaged": np.empty(count, np.int32),
+        }
+
+    def fill(self, arrays: dict[str, np.ndarray], batch: int, positions: np.ndarray) -> None:
+        """Write the examples at these positions in a batch."""
+        for place, index in enumerate((batch * self.batch_size + positions).tolist()):
+            image, label, damaged, inside = self.blank, 0, -1, index < len(self.source)
+            if inside:
+                views, label = read_views(self.source, self.views, index)
+                image, damaged = (views[0], -1) if views else (self.blank, index)
+            arrays["image"][place], arrays["label"][place] = image, label
+            arrays["mask"][place], arrays["damaged"][place] = inside, damaged
 
 
 def read_views(source, views: Callable[[np.ndarray], list[np.ndarray]], index: int) -> tuple[list[np.ndarray], object]:
@@ -173,32 +184,32 @@ class Workers:
     Attributes:
       kind: "threads", which share memory but take turns in Python; or "processes", which do neither; or "auto":
         threads, unless there are many CPUs and a measurement shows the threads in each other's way.
-      count: how many; default: two threads, or one process, for each CPU.
+      count: how many; default: as many as there are CPUs. More help where files come from far away.
     """
 
     kind: str
     count: int | None
 
-    def settled(self, part: Callable[[np.ndarray], object]) -> "Workers":
+    def settled(self, examples: "TrainExamples | EvalExamples", rows: np.ndarray) -> "Workers":
         """With "auto" and the default decided."""
         cpus = _num_cpus()
         kind = self.kind
         if kind == "auto":  # a few threads are never far from what their CPUs can do
-            kind = "processes" if cpus >= 8 and _threads_scale(part, cpus) < 0.5 else "threads"
-        return Workers(kind, self.count or {"threads": 2 * cpus, "processes": cpus}[kind])
+            kind = "processes" if cpus >= 8 and _threads_scale(examples, rows[:_PART], cpus) < 0.5 else "threads"
+        return Workers(kind, self.count or cpus)
 
 
 def _num_cpus() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 
 
-def _threads_scale(part, cpus, count=8) -> float:
+def _threads_scale(examples, rows, cpus, count=8) -> float:
     """Speed of `cpus` threads, as a share of `cpus` times that of one."""
 
     def seconds(threads):
         with ThreadPoolExecutor(threads) as pool:
             start = time.perf_counter()
-            list(pool.map(lambda _: part(np.arange(_PART)), range(count * threads)))
+            list(pool.map(functools.partial(_make_batch, examples, 0, rows), [0] * (count * threads)))
             return time.perf_counter() - start
 
     # The best of three: the first does what is done once, and others may be at work on the machine.
@@ -208,38 +219,62 @@ def _threads_scale(part, cpus, count=8) -> float:
 def read_ahead(
     example: Callable[[int], object], count: int, threads: int | None = None, ahead: int = 0
 ) -> grain.IterDataset:
-    """`example(0)`, ..., `example(count - 1)`, made by threads (two for each CPU), at least so many `ahead` of use."""
-    threads = threads or 2 * _num_cpus()
+    """`example(0)`, ..., `example(count - 1)`, made by threads, at least so many `ahead` of their use."""
+    threads = threads or _num_cpus()
     reading = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=max(ahead, 2 * threads))
     return grain.MapDataset.range(count).map(example).to_iter_dataset(reading)
 
 
 def batches(
-    part: Callable[[int, np.ndarray], dict], num_batches: int, rows: np.ndarray, workers: Workers
+    examples: TrainExamples | EvalExamples, first: int, count: int, rows: np.ndarray, workers: Workers
 ) -> grain.IterDataset:
-    """Batches `part(0, rows)`, `part(1, rows)`, ..., made ahead by workers; in that order, whoever makes them.
+    """`count` batches from the `first` on, made ahead by workers; in that order, whoever makes them.
 
-    Each is put together from parts of a few rows: with single ones, passing them on takes a third of the time.
+    Args:
+      examples: see there.
+      first, count: numbers of batches.
+      rows: int (b,), the positions in the global batch that are wanted.
+      workers: settled. Threads work on parts of a batch, each in its place; a process makes a whole one.
     """
-    parts_in_batch = -(-len(rows) // _PART)
-    make = functools.partial(_numbered_part, part, np.array_split(rows, parts_in_batch))
-    count = num_batches * parts_in_batch
     if workers.kind == "threads":
-        made = read_ahead(make, count, workers.count, ahead=parts_in_batch)
-        return made.batch(parts_in_batch, batch_fn=_concatenated)
-    whole = grain.MapDataset.range(count).map(make).batch(parts_in_batch, batch_fn=_concatenated)
-    in_turn = whole.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=1))
+        parts = np.array_split(np.arange(len(rows)), -(-len(rows) // _PART))
+        begun = _BegunBatches(examples, first, rows, parts)
+        made = read_ahead(begun.fill_part, count * len(parts), workers.count, ahead=len(parts))
+        return made.batch(len(parts), batch_fn=begun.take)
+    make = functools.partial(_make_batch, examples, first, rows)
+    in_turn = grain.MapDataset.range(count).map(make).to_iter_dataset(grain.ReadOptions(1, 1))
     processes = grain.MultiprocessingOptions(num_workers=workers.count, per_worker_buffer_size=1)
     return in_turn.mp_prefetch(processes, worker_init_fn=_leave_accelerators_alone)
 
 
-def _numbered_part(part, rows_of_parts, index):
-    batch, place = divmod(index, len(rows_of_parts))
-    return part(batch, rows_of_parts[place])
+def _make_batch(examples, first, rows, index):
+    arrays = examples.empty(first + index, len(rows))
+    examples.fill(arrays, first + index, rows)
+    return arrays
 
 
-def _concatenated(parts):
-    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+class _BegunBatches:
+    """Batches that threads are at work on. Parts put together afterwards would be copied, a tenth of all the work."""
+
+    def __init__(self, examples, first, rows, parts):
+        self._examples, self._first, self._rows, self._parts = examples, first, rows, parts
+        self._batches, self._lock = {}, threading.Lock()
+
+    def fill_part(self, index: int) -> int:
+        """Make one part; gives the number of its batch."""
+        number, place = divmod(index, len(self._parts))
+        with self._lock:
+            if number not in self._batches:
+                self._batches[number] = self._examples.empty(self._first + number, len(self._rows))
+            batch = self._batches[number]
+        part = slice(self._parts[place][0], self._parts[place][-1] + 1)
+        arrays = {name: array[part] for name, array in batch.items()}
+        self._examples.fill(arrays, self._first + number, self._rows[part])
+        return number
+
+    def take(self, numbers: list[int]) -> dict[str, np.ndarray]:
+        """The batch whose parts are made."""
+        return self._batches.pop(numbers[0])
 
 
 def _leave_accelerators_alone(worker: int, workers: int) -> None:
@@ -307,18 +342,13 @@ class TrainLoader:
     def _start(self, step):
         if self._iterator is not None:
             self._iterator.close()
-        part = functools.partial(_train_part, self._examples, step)
-        self._workers = self._workers.settled(functools.partial(part, 0))
-        made = batches(part, _ENDLESS, self._rows, self._workers).map(self._handed_over)
+        self._workers = self._workers.settled(self._examples, self._rows)
+        made = batches(self._examples, step, _ENDLESS, self._rows, self._workers).map(self._handed_over)
         self._iterator = iter(grain.experimental.ThreadPrefetchIterDataset(made, prefetch_buffer_size=_AHEAD))
 
     def _handed_over(self, batch):
         damaged = batch.pop("damaged")
         return self._put(batch), damaged
-
-
-def _train_part(examples, first_step, ahead, positions):
-    return examples.part(first_step + ahead, positions)
 
 
 def train_batch(
@@ -333,7 +363,6 @@ class EvalLoader:
 
     Args:
       examples: to be made.
-      batch_size: global.
       rows: int (b,), positions in the global batch that are this process's.
       put: makes arrays on devices of this process's part of a batch.
       workers: see there.
@@ -343,23 +372,21 @@ class EvalLoader:
     def __init__(
         self,
         examples: EvalExamples,
-        batch_size: int,
         rows: np.ndarray,
         put: Callable,
         workers: Workers,
         max_damaged: float,
     ):
         self.num_examples = len(examples.source)
-        self.batch_size = batch_size
+        self.batch_size = examples.batch_size
         self._examples, self._rows, self._put = examples, rows, put
         self._workers, self._max_damaged = workers, max_damaged
 
     def feeds(self) -> Iterator[Feed]:
         """One feed for each batch."""
         damage = DamageReport(self._examples.source, self._max_damaged)
-        part = functools.partial(_eval_part, self._examples, self.batch_size)
-        self._workers = self._workers.settled(functools.partial(part, 0))
-        made = batches(part, -(-self.num_examples // self.batch_size), self._rows, self._workers)
+        self._workers = self._workers.settled(self._examples, self._rows)
+        made = batches(self._examples, 0, -(-self.num_examples // self.batch_size), self._rows, self._workers)
         for batch in grain.experimental.ThreadPrefetchIterDataset(made, prefetch_buffer_size=_AHEAD):
             damaged = batch.pop("damaged")
             damage.add(damaged)
@@ -368,7 +395,3 @@ class EvalLoader:
     def batch(self, feed: Feed, shard: int | jax.Array, shards: int) -> dict[str, jax.Array]:
         """This device's part of the batch (traced): as `device.EvalLoader.batch`, and `damaged`, bool (b,)."""
         return feed.batch
-
-
-def _eval_part(examples, batch_size, batch, rows):
-    return examples.part(batch * batch_size + rows)
