@@ -174,9 +174,13 @@ def test_decoding_that_ends_with_the_box_gives_the_pixels_of_the_whole(rows):
         np.testing.assert_array_equal(crop_of(data, box, side), whole[rows - side : rows, 100 : 100 + side])
 
 
-def torchvision_box(rng, height, width, area):
+def drawn(seed):
+    return np.random.default_rng(seed).random((crops.DRAWS, 4))
+
+
+def torchvision_box(draws, height, width, area):
     """RandomResizedCrop.get_params, written out with the draws of ours."""
-    for share, shape, down, right in rng.random((10, 4)):
+    for share, shape, down, right in draws:
         target = height * width * (area[0] + share * (area[1] - area[0]))
         ratio = math.exp(math.log(3 / 4) + shape * (math.log(4 / 3) - math.log(3 / 4)))
         w, h = round(math.sqrt(target * ratio)), round(math.sqrt(target / ratio))
@@ -194,14 +198,13 @@ def torchvision_box(rng, height, width, area):
 @pytest.mark.parametrize(("height", "width"), [(375, 500), (500, 375), (10, 1000), (1000, 10), (1, 1), (333, 333)])
 def test_random_resized_boxes_are_torchvisions(height, width):
     for seed in range(200):
-        rngs = [np.random.default_rng(seed) for _ in range(2)]
-        box = random_resized_box(rngs[0], height, width)
-        assert box == torchvision_box(rngs[1], height, width, (0.08, 1.0))
+        box = random_resized_box(drawn(seed), height, width)
+        assert box == torchvision_box(drawn(seed), height, width, (0.08, 1.0))
         assert 0 <= box.top <= height - box.height and 0 <= box.left <= width - box.width
 
 
 def test_random_resized_boxes_cover_shares_and_ratios_evenly():
-    boxes = [random_resized_box(np.random.default_rng(seed), 4000, 4000) for seed in range(4000)]
+    boxes = [random_resized_box(drawn(seed), 4000, 4000) for seed in range(4000)]
     shares = np.array([box.height * box.width / 16e6 for box in boxes])
     small = shares[shares < 0.5]  # of these every ratio fits
     assert abs(np.mean(small < 0.29) - 0.5) < 0.03
@@ -211,11 +214,9 @@ def test_random_resized_boxes_cover_shares_and_ratios_evenly():
 
 
 def test_scale_jitter_is_a_crop_of_the_resized_image():
-    sides = collections.Counter(
-        scale_jitter_box(np.random.default_rng(seed), 400, 500, size=224).height for seed in range(3000)
-    )
+    sides = collections.Counter(scale_jitter_box(drawn(seed), 400, 500, size=224).height for seed in range(3000))
     assert min(sides) == round(224 * 400 / 480) and max(sides) == round(224 * 400 / 256)
-    assert scale_jitter_box(np.random.default_rng(0), 20, 30, size=224, short_sides=(100, 100)).height == 20
+    assert scale_jitter_box(drawn(0), 20, 30, size=224, short_sides=(100, 100)).height == 20
 
 
 def test_the_centre_is_the_largest_central_square():

@@ -1,6 +1,7 @@
 """Where to cut an image: boxes for training, resized and cropped views for evaluation."""
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -18,17 +19,20 @@ class Box(NamedTuple):
     width: int
 
 
-# --- training: (random generator, height, width, ...) -> Box, to be resized to `size` squared ---
+# --- training: (draws, height, width, ...) -> Box, to be resized to `size` squared ---
+# `draws` are DRAWS rows of four random numbers, uniform from 0 to less than 1.
+
+DRAWS = 10
 
 
-def center_box(rng: np.random.Generator, height: int, width: int, **_) -> Box:
+def center_box(draws: Sequence[Sequence[float]], height: int, width: int, **_) -> Box:
     """The largest central square."""
     side = min(height, width)
     return Box((height - side) // 2, (width - side) // 2, side, side)
 
 
 def random_resized_box(
-    rng: np.random.Generator, height: int, width: int, *, area: tuple[float, float] = (0.08, 1.0), **_
+    draws: Sequence[Sequence[float]], height: int, width: int, *, area: tuple[float, float] = (0.08, 1.0), **_
 ) -> Box:
     """A box that covers a share of the image drawn uniformly from `area`, of an aspect ratio from 3/4 to 4/3.
 
@@ -36,7 +40,7 @@ def random_resized_box(
     on a logarithmic scale, ten attempts to fit, then the largest central box of an allowed ratio.
     """
     low, high = area
-    for share, shape, *place in rng.random((10, 4)).tolist():  # all at once: it is the quickest
+    for share, shape, *place in draws:
         target = (low + (high - low) * share) * height * width
         ratio = (3 / 4) ** (1 - 2 * shape)
         box_height, box_width = round(math.sqrt(target / ratio)), round(math.sqrt(target * ratio))
@@ -48,15 +52,22 @@ def random_resized_box(
 
 
 def scale_jitter_box(
-    rng: np.random.Generator, height: int, width: int, *, size: int, short_sides: tuple[int, int] = (256, 480), **_
+    draws: Sequence[Sequence[float]],
+    height: int,
+    width: int,
+    *,
+    size: int,
+    short_sides: tuple[int, int] = (256, 480),
+    **_,
 ) -> Box:
     """A square that is `size` pixels wide once the short side is resized to a length drawn from `short_sides`.
 
     He et al. 2015 (section 3.4), after Simonyan & Zisserman 2014 (arXiv:1409.1556, section 3.1).
     """
-    short_side = rng.integers(short_sides[0], short_sides[1] + 1)
+    share, _, *place = draws[0]
+    short_side = int(short_sides[0] + share * (short_sides[1] + 1 - short_sides[0]))
     side = max(1, min(height, width, round(size * min(height, width) / short_side)))
-    return _box_at(rng.random(2).tolist(), height, width, side, side)
+    return _box_at(place, height, width, side, side)
 
 
 VIEWS = {"center": center_box, "random_resized": random_resized_box, "scale_jitter": scale_jitter_box}

@@ -22,6 +22,7 @@ _MAX_PIXELS = 2 * Image.MAX_IMAGE_PIXELS  # where Pillow refuses "decompression 
 _NOTHING = np.empty(0, np.uint8)
 _reused = threading.local()
 
+warnings.filterwarnings("ignore", module="PIL")  # of odd metadata; here, as catch_warnings is not for threads
 cv2.setNumThreads(0)  # images are worked on side by side; threads inside one would only get in the way
 
 
@@ -61,12 +62,12 @@ def decode_crop(encoded: bytes, choose_box: Callable[[int, int], Box], out: np.n
         height, width = _jpeg_size(encoded)
         box = choose_box(height, width)
         room = min(box.height, box.width) // len(out)
-        shrink = next(factor for factor in (8, 4, 2, 1) if factor <= max(1, room))
+        shrink = 8 if room >= 8 else 4 if room >= 4 else 2 if room >= 2 else 1
         shortened, height = _first_rows(encoded, box.top + box.height, height)
         least = {"min_height": -(-height // shrink), "min_width": -(-width // shrink)}
         buffer = _reused_buffer(3 * least["min_height"] * least["min_width"])
         image = simplejpeg.decode_jpeg(shortened, fastdct=True, fastupsample=True, buffer=buffer, strict=False, **least)
-        box = Box(*(side // shrink for side in box))
+        box = Box(box.top // shrink, box.left // shrink, box.height // shrink, box.width // shrink)
     except ValueError:
         image = decode(encoded)
         box = choose_box(*image.shape[:2])
@@ -115,7 +116,7 @@ def _jpeg_size(encoded: bytes) -> tuple[int, int]:
 
 def _decode_by_pillow(encoded: bytes) -> np.ndarray:
     try:
-        with warnings.catch_warnings(action="ignore"), Image.open(io.BytesIO(encoded)) as image:
+        with Image.open(io.BytesIO(encoded)) as image:
             if image.mode.startswith("I;16"):
                 image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
             return np.asarray(image.convert("RGB"))

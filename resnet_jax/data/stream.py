@@ -18,6 +18,7 @@ import jax
 import numpy as np
 from absl import flags
 
+from resnet_jax.data import crops
 from resnet_jax.data.crops import Box
 from resnet_jax.data.decode import DamagedImage, crop_and_resize, decode, decode_crop
 from resnet_jax.data.order import Feed, epoch_order
@@ -74,7 +75,7 @@ class TrainExamples:
       seed: two uint32, for the crops.
       batch_size: global.
       repeats: how often an id stands in a batch, each time with another crop (Hoffer et al. 2020, arXiv:1901.09335).
-      choose_box: (random generator, height, width, size=) -> Box; see `crops`.
+      choose_box: (draws, height, width, size=) -> Box; see `crops`.
       shape_at: (height, width, channels) of the images of a step.
     """
 
@@ -98,17 +99,24 @@ class TrainExamples:
     def fill(self, arrays: dict[str, np.ndarray], step: int, positions: np.ndarray) -> None:
         """Write the examples at these positions in the batch of a step."""
         arrays["position"][:] = positions
-        for place, position in enumerate(positions.tolist()):
-            label, damaged = self._fill(arrays["image"][place], step, position)
+        for place, (position, draws) in enumerate(zip(positions.tolist(), self._draws(step, positions), strict=True)):
+            label, damaged = self._fill(arrays["image"][place], step, position, draws)
             arrays["label"][place], arrays["damaged"][place] = label, damaged
 
-    def _fill(self, out, step, position):
+    def _draws(self, step, positions):
+        # Philox counts: the numbers of a position are found without drawing those before it, and a generator for all
+        # positions of a part is quicker than one for each.
+        first, last = int(positions[0]), int(positions[-1])
+        blocks = crops.DRAWS  # of the four numbers that Philox makes at a count
+        rng = np.random.Generator(np.random.Philox(key=self.seed, counter=(first * blocks, 0, 0, step)))
+        return rng.random((last + 1 - first, blocks, 4))[positions - first].tolist()
+
+    def _fill(self, out, step, position, draws):
         distinct = self.batch_size // self.repeats  # copies lie apart, so that mixing finds other neighbours
         wanted = self.order[step * distinct + position % distinct]
 
         def choose_box(height, width):
-            rng = np.random.Generator(np.random.Philox(key=self.seed, counter=(0, 0, position, step)))
-            return self.choose_box(rng, height, width, size=len(out))
+            return self.choose_box(draws, height, width, size=len(out))
 
         for attempt in range(len(self.source)):
             stored = self.source.read((wanted + attempt) % len(self.source))

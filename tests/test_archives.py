@@ -1,0 +1,231 @@
+"""Data sets that stay on disk: folders, tar shards, their indexes, and made-up pictures."""
+
+import io
+import os
+import pickle
+import shutil
+import sys
+import tarfile
+
+import numpy as np
+import pytest
+import simplejpeg
+
+from resnet_jax import UserError
+from resnet_jax.data import archives, index
+from resnet_jax.data.archives import SyntheticSource, open_archive, open_evaluation_set
+from resnet_jax.data.sources import open_splits
+
+
+@pytest.fixture(autouse=True)
+def fresh(monkeypatch, tmp_path):
+    open_archive.cache_clear()  # a data set is opened once in a process
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
+def jpeg(grey):
+    return simplejpeg.encode_jpeg(np.full((8, 8, 3), grey, np.uint8))
+
+
+def write_folder(root, splits):
+    """`splits`: {split: {path below it: grey}}."""
+    for split, files in splits.items():
+        for name, grey in files.items():
+            path = root / split / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(jpeg(grey))
+    return root
+
+
+TWO_CLASSES = {
+    "train": {"b/1.jpg": 10, "a/2.JPEG": 20, "a/1.png": 30, "a/deep/er/0.jpg": 40, "b/notes.txt": 0, ".git/x.jpg": 0},
+    "val": {"b/1.jpg": 50},
+}
+
+
+def listing(source):
+    return [(os.path.basename(source.name(i)), int(source.labels[i]), source.read(i)) for i in range(len(source))]
+
+
+def greys(source):
+    return [int(simplejpeg.decode_jpeg(source.read(i).image)[0, 0, 0]) for i in range(len(source))]
+
+
+def test_a_folder_is_read_by_class_and_path(tmp_path):
+    facts, splits = open_archive("folder", str(write_folder(tmp_path, TWO_CLASSES)))
+    assert facts.class_names == ("a", "b") and facts.splits == {"train": 4, "test": 1}
+    assert [name for name, _, _ in listing(splits["train"])] == ["1.png", "2.JPEG", "0.jpg", "1.jpg"]
+    assert splits["train"].labels.tolist() == [0, 0, 0, 1] and greys(splits["train"]) == [30, 20, 40, 10]
+    assert splits["test"].labels.tolist() == [1] and splits["test"].read(0).label == 1
+
+
+def test_the_index_is_kept_and_built_again_when_a_folder_changes(tmp_path, monkeypatch):
+    root = write_folder(tmp_path, TWO_CLASSES)
+    open_archive("folder", str(root))
+    walked = []
+    walk = os.walk
+    monkeypatch.setattr(index.os, "walk", lambda *a, **k: walked.append(a) or walk(*a, **k))
+
+    def reopened():
+        walked.clear()
+        open_archive.cache_clear()
+        _, splits = open_archive("folder", str(root))
+        return bool(walked), greys(splits["train"])
+
+    assert reopened() == (False, [30, 20, 40, 10])
+    write_folder(root, {"train": {"a/deep/er/1.jpg": 60}})
+    assert reopened() == (True, [30, 20, 40, 60, 10])
+    write_folder(root, {"train": {"c/0.jpg": 70}})
+    assert reopened() == (True, [30, 20, 40, 60, 10, 70])
+    shutil.rmtree(root / "train" / "a")
+    assert reopened() == (True, [10, 70])
+    (root / ".resnet_jax_train.npz").write_bytes(b"damaged")
+    assert reopened() == (True, [10, 70])
+    assert reopened() == (False, [10, 70])
+
+
+def test_where_the_folder_cannot_be_written_the_index_is_kept_in_the_cache(tmp_path, monkeypatch):
+    root = write_folder(tmp_path / "data", TWO_CLASSES)
+    savez = np.savez
+
+    def refuse(file, **arrays):
+        if str(file).startswith(str(root)):
+            raise PermissionError("read-only")
+        savez(file, **arrays)
+
+    monkeypatch.setattr(index.np, "savez", refuse)
+    open_archive("folder", str(root))
+    assert len(list((tmp_path / "cache").rglob("*.npz"))) == 2 and not list(root.glob(".*.npz"))
+    monkeypatch.setattr(index.os, "walk", lambda *a, **k: pytest.fail("walked again"))
+    open_archive.cache_clear()
+    assert greys(open_archive("folder", str(root))[1]["train"]) == [30, 20, 40, 10]
+
+
+@pytest.mark.parametrize(
+    ("splits", "message"),
+    [
+        ({"train": {"a/1.jpg": 1}}, "expected folders train and test"),
+        ({"train": {"a/1.jpg": 1}, "test": {"z/1.jpg": 1}}, "has a class 'z', which the training split has not"),
+        ({"train": {"a/1.txt": 1}, "test": {"a/1.jpg": 1}}, "found no images"),
+    ],
+)
+def test_a_folder_of_another_layout_is_refused(tmp_path, splits, message):
+    with pytest.raises(UserError, match=message):
+        open_archive("folder", str(write_folder(tmp_path, splits)))
+
+
+def test_the_index_of_a_million_names_takes_few_bytes_for_each():
+    names = [f"n{i % 1000:08d}/n{i % 1000:08d}_{i}.JPEG" for i in range(20_000)]
+    made = index._make_index(None, ["a"], [0] * len(names), names)
+    assert made.name(0) == names[0] and made.name(12_345) == names[12_345] and made.name(19_999) == names[-1]
+    assert sum(array.nbytes for array in made) / len(names) * 1.28e6 < 100e6
+    assert (sys.getsizeof(names[0]) + 8) * 1.28e6 > 100e6  # what a list of strings would take
+
+
+def write_tar(path, members):
+    with tarfile.open(path, "w") as tar:
+        for name, data in members:
+            member = tarfile.TarInfo(name)
+            member.size = len(data)
+            tar.addfile(member, io.BytesIO(data))
+
+
+def test_webdataset_shards_are_read_in_place(tmp_path):
+    for shard in range(2):
+        members = []
+        for i in range(3):
+            key = f"{shard}{i}"
+            members += [(f"{key}.jpg", jpeg(10 * shard + i)), (f"{key}.cls", str((shard + i) % 3).encode())]
+            members += [(f"{key}.json", b"{}")]
+        write_tar(tmp_path / f"train-00000{shard}.tar", members)
+    write_tar(tmp_path / "val-000000.tar", [("x.cls", b"2"), ("x.jpg", jpeg(99))])
+    facts, splits = open_archive("tar", str(tmp_path))
+    assert facts.class_names == ("0", "1", "2") and facts.splits == {"train": 6, "test": 1}
+    assert greys(splits["train"]) == [0, 1, 2, 10, 11, 12]
+    assert splits["train"].labels.tolist() == [0, 1, 2, 1, 2, 0]
+    assert splits["test"].read(0).label == 2
+    copy = pickle.loads(pickle.dumps(splits["train"]))  # as a worker process gets it
+    assert greys(copy) == greys(splits["train"])
+
+
+def test_shards_of_a_folder_tree_have_the_classes_of_its_folders(tmp_path):
+    write_tar(tmp_path / "train.tar", [("train/b/1.jpg", jpeg(1)), ("train/a/1.jpg", jpeg(2))])
+    write_tar(tmp_path / "test.tar", [("test/b/9.jpg", jpeg(3))])
+    facts, splits = open_archive("tar", str(tmp_path))
+    assert facts.class_names == ("a", "b") and splits["train"].labels.tolist() == [1, 0]
+    assert splits["test"].labels.tolist() == [1]
+    assert splits["train"].name(1).endswith("train.tar: train/a/1.jpg")
+
+
+@pytest.mark.parametrize(
+    ("members", "message"),
+    [
+        ([("1.jpg", jpeg(0))], "has no label"),
+        ([("1.jpg", jpeg(0)), ("1.cls", b"0"), ("2.jpg", jpeg(0))], "2.jpg .* has no label"),
+        ([("1.jpg", jpeg(0)), ("1.cls", b"cat")], "cannot be read"),
+        ([("1.txt", b"")], "found no images"),
+        (None, "cannot be read as an uncompressed tar file"),
+    ],
+)
+def test_shards_of_another_layout_are_refused(tmp_path, members, message):
+    for split in ("train", "test"):
+        path = tmp_path / f"{split}.tar"
+        path.write_bytes(b"no tar at all") if members is None else write_tar(path, members)
+    with pytest.raises(UserError, match=message):
+        open_archive("tar", str(tmp_path))
+
+
+def test_made_up_pictures_are_a_function_of_their_number_and_say_so():
+    source, again = SyntheticSource(1000, 10, seed=0), SyntheticSource(1000, 10, seed=0)
+    for number in (0, 7, 999):
+        np.testing.assert_array_equal(source.read(number).image, again.read(number).image)
+        assert source.read(number).label == number % 10
+    assert len({source.read(number).image.tobytes() for number in range(50)}) == 50
+    assert "synthetic" in source.name(3) and all("synthetic" in name for name in source.class_names)
+
+
+def test_classes_of_made_up_pictures_can_be_told_apart():
+    source, other = SyntheticSource(200, 5, seed=0), SyntheticSource(50, 5, seed=1)
+    pictures = np.stack([source.read(i).image[8::16, 8::16] for i in range(200)]).astype(float)
+    means = np.stack([pictures[source.labels == label].mean(axis=0) for label in range(5)])
+    found = [np.abs(means - other.read(i).image[8::16, 8::16]).mean(axis=(1, 2, 3)).argmin() for i in range(50)]
+    np.testing.assert_array_equal(found, other.labels)
+
+
+def test_held_out_examples_are_no_training_examples(tmp_path):
+    files = {f"{name}/{i:02d}.jpg": i for name in "ab" for i in range(20)}
+    splits = open_splits("folder", 10, str(write_folder(tmp_path, {"train": files, "test": {"a/0.jpg": 0}})))
+    names = [{source.name(i) for i in range(len(source))} for source in (splits["train"], splits["validation"])]
+    assert len(names[0]) == 30 and len(names[1]) == 10 and not names[0] & names[1]
+    assert np.bincount(splits["validation"].labels).tolist() == [5, 5]  # stratified
+    assert greys(splits["validation"]) == [int(splits["validation"].name(i)[-6:-4]) for i in range(10)]
+
+
+def test_another_folder_with_the_same_classes_can_be_evaluated_on(tmp_path):
+    root = write_folder(tmp_path, {"other": {"b/1.jpg": 5}, "odd": {"z/1.jpg": 6}})
+    source, possible = open_evaluation_set(str(root / "other"), None, ("a", "b"))
+    assert source.labels.tolist() == [1] and possible is None
+    with pytest.raises(UserError, match="has a class 'z'"):
+        open_evaluation_set(str(root / "odd"), None, ("a", "b"))
+
+
+def test_a_benchmark_of_corruptions_stands_for_75_sets():
+    names = archives.expand_corruptions(["cifar10_corrupted", "imagenet_v2"])
+    assert len(names) == 76 and names[0] == "cifar10_corrupted/gaussian_noise_1" and names[-1] == "imagenet_v2"
+    tfds = pytest.importorskip("tensorflow_datasets")
+    for name in ("cifar10_corrupted", "imagenet2012_corrupted"):
+        known = {f"{name}/{config.name}" for config in tfds.builder_cls(name).BUILDER_CONFIGS}
+        assert set(archives.expand_corruptions([name])) <= known
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("imagenet2012", "python -m resnet_jax.data.prepare imagenet2012 --data_dir"),
+        ("tfds:oxford_flowers102", "python -m resnet_jax.data.prepare tfds:oxford_flowers102 --data_dir"),
+        ("tfds:no_such_thing", "TensorFlow Datasets has no 'no_such_thing'"),
+    ],
+)
+def test_data_sets_of_tfds_that_are_not_there_are_refused(tmp_path, name, message):
+    with pytest.raises(UserError, match=message):
+        open_archive(name, str(tmp_path))
