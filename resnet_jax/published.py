@@ -78,16 +78,23 @@ def _get(config: Mapping, key: str):
 _SGD = {
     "precision": "float32",
     "model.stem": None,
+    "model.downsample": "stride",
+    "model.stochastic_depth": 0.0,
     "model.zero_init_last_scale": False,
     "norm.name": "batch",
     "norm.momentum": 0.9,
     "norm.epsilon": 1e-5,
     "train.microbatches": 1,
-    "data.image_size": None,
+    "augment.sizes": (),
+    "augment.repeats": 1,
+    "augment.policy": "none",
+    "augment.jitter": (0.0, 0.0, 0.0, 0.0),
     "augment.flip": True,
     "augment.cutout": 0,
+    "augment.erasing": 0.0,
     "augment.mixup": 0.0,
     "augment.cutmix": 0.0,
+    "train.loss": "softmax",
     "train.label_smoothing": 0.0,
     "optim.name": "sgd",
     "optim.lr": 0.1,
@@ -104,7 +111,10 @@ _CIFAR = {  # He et al. 2015, section 4.2
     "train.steps": 64_000,
     "train.batch_size": 128,
     "data.validation_size": 5000,
+    "data.image_size": None,
     "data.normalization": "pixel_mean",
+    "augment.view": "center",
+    "augment.lighting": 0.0,
     "augment.crop": 4,
     "optim.schedule": "step",
     "optim.milestones": (0.5, 0.75),
@@ -113,10 +123,20 @@ _CIFAR = {  # He et al. 2015, section 4.2
 }
 _NO_WARMUP = {"optim.warmup_steps": 0}
 _WARMUP = {"optim.warmup_steps": 400, "optim.warmup_shape": "constant", "optim.warmup_from": 0.01}
-_IMAGENET = {"train.steps": 600_000, "train.batch_size": 256, **_SGD, **_NO_WARMUP}  # He et al. 2015, section 3.4
+_IMAGENET = {  # He et al. 2015, section 3.4
+    "train.steps": 600_000,
+    "train.batch_size": 256,
+    "data.image_size": 224,
+    "augment.view": "scale_jitter",
+    "augment.short_sides": (256, 480),
+    "augment.lighting": 0.1,
+    "augment.crop": 0,
+    **_SGD,
+    **_NO_WARMUP,
+}
 _IMAGENET_REMARKS = (
     "learning rate divided by 10 whenever the error stopped falling there, by a schedule here",
-    "images resized to a shorter side of 256 to 480 before the crop there",
+    "the mean of each pixel subtracted there, of each colour here",
 )
 _DEEP = {(f"resnet{depth}_v1", option): f"resnet{depth}" for depth in (50, 101, 152) for option in (None, "B")}
 _SHALLOW = {

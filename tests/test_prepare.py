@@ -14,13 +14,18 @@ pytest.importorskip("tensorflow")
 
 import scipy.io
 import tensorflow_datasets as tfds
+from PIL import Image
 from tensorflow_datasets.core.download import checksums
 from tensorflow_datasets.image_classification import mnist as tfds_mnist
 
+from resnet_jax import evaluate, loop
+from resnet_jax.build import Run
+from resnet_jax.data import archives
 from resnet_jax.data import prepare as prepare_lib
 from resnet_jax.data.facts import DATASETS
 from resnet_jax.data.prepare import main, prepare
 from resnet_jax.errors import UserError
+from tests.tiny import tiny_config
 
 SIZES = {"train": 30, "test": 20}
 IDX_FILES = [f"{split}-{what}.gz" for split in ("t10k", "train") for what in ("images-idx3-ubyte", "labels-idx1-ubyte")]
@@ -310,3 +315,137 @@ def test_a_folder_that_cannot_be_written_is_refused(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="mnist could not be written to"):
         run("mnist", tmp_path / "file" / "data", tmp_path / "files")
+
+
+# --- data sets that stay on disk ---
+
+
+def jpeg(grey, size=40):
+    with io.BytesIO() as file:
+        Image.fromarray(np.full((size, size, 3), grey, np.uint8)).save(file, "JPEG")
+        return file.getvalue()
+
+
+def tar_bytes(files):
+    with io.BytesIO() as buffer:
+        with tarfile.open(fileobj=buffer, mode="w") as tar:
+            for name, data in files.items():
+                member = tarfile.TarInfo(name)
+                member.size = len(data)
+                tar.addfile(member, io.BytesIO(data))
+        return buffer.getvalue()
+
+
+def write_imagenet(folder):
+    """The two files that are fetched by hand, with eight and four images of two classes."""
+    folder.mkdir()
+    classes = {
+        f"{name}.tar": tar_bytes({f"{name}_{i}.JPEG": jpeg(100 * label + 10 * i) for i in range(4)})
+        for label, name in enumerate(("n01440764", "n01443537"))
+    }
+    (folder / "ILSVRC2012_img_train.tar").write_bytes(tar_bytes(classes))
+    images = {f"ILSVRC2012_val_{i:08d}.JPEG": jpeg(5 * i) for i in range(1, 5)}
+    (folder / "ILSVRC2012_img_val.tar").write_bytes(tar_bytes(images))
+
+
+def grey_and_label(source):
+    stored = [source.read(i) for i in range(len(source))]
+    return sorted((int(np.asarray(Image.open(io.BytesIO(s.image)))[0, 0, 0]), int(s.label)) for s in stored)
+
+
+def test_imagenet_is_prepared_from_the_files_fetched_by_hand(tmp_path, monkeypatch, capsys):
+    write_imagenet(tmp_path / "manual")
+    main(["imagenet2012", "--data_dir", str(tmp_path / "data"), "--manual", str(tmp_path / "manual")])
+    assert "python train.py --config=configs/imagenette.py --config.data.name=imagenet2012" in capsys.readouterr().out
+    with pytest.raises(UserError, match="should have the splits .*1281167"):
+        archives.open_archive("imagenet2012", str(tmp_path / "data"))
+    monkeypatch.setitem(archives._TFDS, "imagenet2012", ("validation", {"train": 8, "test": 4}))
+    facts, splits = archives.open_archive("imagenet2012", str(tmp_path / "data"))
+    assert facts.num_classes == 1000 and facts.class_names[1] == "n01443537"
+    expected = sorted((100 * label + 10 * i, label) for label in range(2) for i in range(4))
+    assert grey_and_label(splits["train"]) == expected
+    official = [65, 970, 230, 809]  # the labels of the first validation images of ILSVRC2012
+    assert grey_and_label(splits["test"]) == sorted(zip((5, 10, 15, 20), official, strict=True))
+    config = tiny_config(data__name="imagenet2012", data__data_dir=str(tmp_path / "data"), data__loader="stream")
+    config.update(model={"stem": "small"}, data={"image_size": 16, "validation_size": 0}, train={"batch_size": 4})
+    run = Run(config)
+    _, sums = run.train_steps(1)(run.initial_state(), run.feed(0))
+    assert np.isfinite(sums["loss"]).all() and run.evaluate(run.initial_state().variables, "test")["count"] == 4
+
+
+def test_without_the_files_to_fetch_by_hand_their_names_are_shown(tmp_path):
+    for arguments in ({}, {"manual": str(tmp_path / "nowhere")}):
+        with pytest.raises(UserError, match="ILSVRC2012_img_train.tar"):
+            prepare("imagenet2012", str(tmp_path / "data"), **arguments)
+
+
+def test_a_tfrecord_copy_is_converted_record_by_record(tmp_path):
+    examples = write_idx(tmp_path / "files")
+    builder = tfds.builder("fashion_mnist", data_dir=tmp_path / "old", file_format="tfrecord")
+    prepare_lib._write_from_files(builder, "fashion_mnist", tmp_path / "files")
+    before = contents(tmp_path / "old")
+    with pytest.raises(UserError, match="give their --data_dir as --tfrecord, and another --data_dir"):
+        prepare("fashion_mnist", str(tmp_path / "old"))
+    prepare("fashion_mnist", str(tmp_path / "new"), tfrecord=str(tmp_path / "old"))
+    assert_reads_back("fashion_mnist", tmp_path / "new", examples)
+    assert contents(tmp_path / "old") == before
+    with pytest.raises(UserError, match="expected TFRecord files of kmnist"):
+        prepare("kmnist", str(tmp_path / "new"), tfrecord=str(tmp_path / "old"))
+
+
+def store(name, data_dir, split, label, records, class_names=None):
+    """A data set with the name of an official one, made from (grey, label or labels) pairs."""
+    names = class_names or tfds.builder("imagenet2012", data_dir=data_dir).info.features["label"].names
+    classes = tfds.features.ClassLabel(names=names)
+    features = {"image": tfds.features.Image(encoding_format="jpeg"), "file_name": tfds.features.Text()}
+    features[label] = tfds.features.Sequence(classes) if label == "real_label" else classes
+    builder = tfds.builder(name, data_dir=data_dir, file_format="array_record")
+    tfds.dataset_builders.store_as_tfds_dataset(
+        name=builder.name,
+        config=builder.builder_config.name if builder.builder_config else None,
+        version=str(builder.version),
+        features=tfds.features.FeaturesDict(features),
+        split_datasets={
+            split: [
+                (i, {"image": np.full((40, 40, 3), grey, np.uint8), label: right, "file_name": f"{i}.jpg"})
+                for i, (grey, right) in enumerate(records)
+            ]
+        },
+        data_dir=data_dir,
+        file_format="array_record",
+        disable_shuffling=True,
+    )
+
+
+def test_evaluation_sets_are_read_with_all_right_labels_and_their_classes_alone(tmp_path):
+    imagenet = tuple(tfds.builder("imagenet2012", data_dir=tmp_path).info.features["label"].names)
+    store("imagenet2012_real", tmp_path, "validation", "real_label", [(10, [3, 4]), (20, []), (30, [999])])
+    source, possible = archives.open_evaluation_set("imagenet2012_real", str(tmp_path), imagenet)
+    assert [source.read(i).label.tolist() for i in range(3)] == [[3, 4], [], [999]] and possible is None
+    store("imagenet_a", tmp_path, "test", "label", [(10, 6), (20, 11), (30, 6)])
+    source, possible = archives.open_evaluation_set("imagenet_a", str(tmp_path), imagenet)
+    assert np.flatnonzero(possible).tolist() == [6, 11] and grey_and_label(source) == [(10, 6), (20, 11), (30, 6)]
+    store("imagenet_v2", tmp_path, "test", "label", [(10, 6)])
+    assert archives.open_evaluation_set("imagenet_v2", str(tmp_path), imagenet)[1] is None
+    with pytest.raises(UserError, match="expected the 2 classes of the run"):
+        archives.open_evaluation_set("imagenet_v2", str(tmp_path), ("cat", "dog"))
+
+
+def test_a_net_is_evaluated_on_corrupted_images(tmp_path, capsys):
+    names = DATASETS["cifar10"].class_names
+    for severity in (1, 2):
+        records = [(20 * i, i) for i in range(10)]
+        store(f"cifar10_corrupted/fog_{severity}", tmp_path, "test", "label", records, names)
+    write_cifar10(tmp_path / "files")
+    prepare("cifar10", str(tmp_path), str(tmp_path / "files"))
+    config = tiny_config(data__name="cifar10", data__data_dir=str(tmp_path), data__validation_size=0, train__steps=2)
+    config.train.batch_size = 8
+    loop.train(config, tmp_path / "run")
+    capsys.readouterr()
+    sets = [f"cifar10_corrupted/fog_{severity}" for severity in (1, 2)]
+    evaluate.main([str(tmp_path / "run"), "--step", "latest", "--data", *sets])
+    screen = capsys.readouterr().out
+    assert screen.count("10 examples") == 2 and "mean of 2: accuracy" in screen
+    with pytest.raises(SystemExit):
+        evaluate.main([str(tmp_path / "run"), "--step", "latest", "--data", "cifar10_corrupted"])
+    assert "python -m resnet_jax.data.prepare cifar10_corrupted/gaussian_noise_1" in capsys.readouterr().err
