@@ -145,6 +145,11 @@ class Run:
         # Refuses a weight decay mask that matches nothing.
         self.state_shapes = jax.eval_shape(self._create_state, self._init_key)
 
+    def close(self) -> None:
+        """Stop reading training batches ahead."""
+        if "train_loader" in self.__dict__:
+            self.train_loader.close()
+
     def _build_schedule(self, peak_lr):
         optim = self.config.optim
         return make_schedule(

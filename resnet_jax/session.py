@@ -36,6 +36,7 @@ def open_session(
         with (
             MetricsLog(workdir, step, enabled=is_main_process(), test_curve=config.eval.test_curve) as log,
             TrainingDisplay(console, step, run.num_steps, bars) as display,
+            contextlib.closing(run),
         ):
             yield Session(run, workdir, console, checkpoints, log, display, window, LayerProbe(run), step, state)
 

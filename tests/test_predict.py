@@ -43,11 +43,11 @@ def test_predictions_score_as_the_run_was_scored(digits_runs, photos_run):
             assert scores["loss"] == pytest.approx(expected["loss"], rel=1e-5)
 
 
-@pytest.mark.filterwarnings("ignore:the stem for small images")
 @pytest.mark.parametrize("view", ["ten_crop", "multi_scale"])
 @pytest.mark.parametrize("flip", [False, True])
-def test_probabilities_of_all_views_are_averaged(photos_run, folder, view, flip):  # noqa: F811
+def test_probabilities_of_all_views_are_averaged(photos_run, folder, view, flip, monkeypatch):  # noqa: F811
     workdir, _ = photos_run
+    monkeypatch.setattr(crops, "SCALES", (16, 24, 40, 48, 56))
     predictions = predict(str(workdir), "test", "latest", view=view, flip=flip)
     model, variables = resnet_jax.load_checkpoint(workdir, "latest")
     apply = jax.jit(model.apply, static_argnames="train")

@@ -115,12 +115,15 @@ def ten_crop(image: np.ndarray, *, size: int, crop_fraction: float, interpolatio
     return crops + [crop[:, ::-1] for crop in crops]
 
 
+SCALES = (224, 256, 384, 480, 640)
+
+
 def multi_scale(image: np.ndarray, *, interpolation: str, **_) -> list[np.ndarray]:
-    """The whole image at five scales, its short side 224 to 640 (He et al. 2015, section 3.4): a net that ends with
+    """The whole image at five SCALES, its short side 224 to 640 (He et al. 2015, section 3.4): a net that ends with
     global pooling takes them all. Long sides are rounded to multiples of 32, so that few shapes must be compiled.
     """
     views, (height, width) = [], image.shape[:2]
-    for short_side in (224, 256, 384, 480, 640):
+    for short_side in SCALES:
         long_side = round(short_side * max(height, width) / min(height, width) / 32) * 32
         shape = (long_side, short_side) if height > width else (short_side, long_side)
         views.append(resize(image, *shape, interpolation))

@@ -47,6 +47,9 @@ class TrainLoader:
             self._arrays["orders"] = self._put(self._orders(self._key, np.int32(epoch)))
         return Feed({**self._arrays, "offset": np.int32(offset)}, {})
 
+    def close(self) -> None:
+        """Nothing is read ahead; as `stream.TrainLoader.close`."""
+
 
 def train_batch(
     feed: Feed, batch_size: int, ahead: int | jax.Array, shard: int | jax.Array, shards: int

@@ -59,10 +59,17 @@ class EpochOrder:
         with self._lock:
             if epoch not in self._orders:
                 self._orders.pop(epoch - 2, None)
-                with jax.default_device(jax.local_devices(backend="cpu")[0]):
+                with jax.default_device(_host_device()):
                     key = jax.random.wrap_key_data(self._key_data)
                     self._orders[epoch] = np.asarray(epoch_order(key, epoch, self._num_examples))
             return int(self._orders[epoch][place])
+
+
+def _host_device() -> jax.Device:
+    try:
+        return jax.local_devices(backend="cpu")[0]
+    except RuntimeError:  # JAX_PLATFORMS leaves it out
+        return jax.local_devices()[0]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -347,9 +354,14 @@ class TrainLoader:
             self._feed = Feed({}, batch)
         return self._feed
 
-    def _start(self, step):
+    def close(self) -> None:
+        """Stop reading ahead."""
         if self._iterator is not None:
             self._iterator.close()
+        self._iterator = self._step = self._feed = None
+
+    def _start(self, step):
+        self.close()
         self._workers = self._workers.settled(self._examples, self._rows)
         made = batches(self._examples, step, _ENDLESS, self._rows, self._workers).map(self._handed_over)
         self._iterator = iter(grain.experimental.ThreadPrefetchIterDataset(made, prefetch_buffer_size=_AHEAD))
