@@ -132,9 +132,8 @@ def compare(first: Predictions, second: Predictions) -> Comparison:
             f"--compare: expected predictions of the same examples, found {len(first.names)} and {len(second.names)} "
             "that differ in names or labels"
         )
-    counts = first.counts
-    only_first = int((first.correct & ~second.correct & counts).sum())
-    only_second = int((second.correct & ~first.correct & counts).sum())
+    only_first = int((first.correct & ~second.correct).sum())
+    only_second = int((second.correct & ~first.correct).sum())
     differing = only_first + only_second
     p_value = stats.binomtest(only_first, differing).pvalue if differing else 1.0
     return Comparison(only_first, only_second, float(p_value))

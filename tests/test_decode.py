@@ -239,7 +239,7 @@ def pillow_view(image, size, resize, form):
 
 @pytest.mark.parametrize(("interpolation", "form"), [("bilinear", 2), ("bicubic", 3)])
 @pytest.mark.parametrize("image", [PHOTO, PHOTO.transpose(1, 0, 2), PHOTO[:200, :131]], ids=["wide", "high", "small"])
-@pytest.mark.parametrize("crop_fraction", [0.875, 0.95, 1.0])
+@pytest.mark.parametrize("crop_fraction", [0.875, 0.95, 0.97, 1.0])
 def test_the_central_view_is_pillows(image, interpolation, form, crop_fraction):
     (view,) = crops.center_view(image, size=224, crop_fraction=crop_fraction, interpolation=interpolation)
     expected = pillow_view(image, 224, round(224 / crop_fraction), Image.Resampling(form))

@@ -93,8 +93,11 @@ def _first_rows(encoded: bytes, rows: int, height: int) -> tuple[bytes, int]:
     if not encoded.endswith(b"\xff\xd9"):
         raise ValueError("no end marker")
     start = 2
-    while encoded[start] == 0xFF and encoded[start + 1] not in (0xC2, 0xDA):  # progressive: rows come in many scans
-        if encoded[start + 1] in (0xC0, 0xC1):  # start of frame: length, precision, height (ITU T.81, B.2.2)
+    while encoded[start] == 0xFF and encoded[start + 1] != 0xDA:  # start of scan
+        if encoded[start + 1] in (
+            0xC0,
+            0xC1,
+        ):  # start of a sequential frame: length, precision, height (ITU T.81, B.2.2)
             return encoded[: start + 5] + rows.to_bytes(2, "big") + encoded[start + 7 :], rows
         start += 2 + int.from_bytes(encoded[start + 2 : start + 4], "big")
     return encoded, height
