@@ -39,6 +39,6 @@ def get_config():
     config.optim.weight_decay = 5e-4
     config.optim.weight_decay_params = "kernel$"
     config.optim.schedule = "cosine"
-    config.optim.warmup_epochs = 3.0
+    config.optim.warmup_epochs = 0.5
     config.log.every_steps = 10
     return config

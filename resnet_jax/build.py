@@ -2,6 +2,7 @@
 
 import functools
 import math
+import pathlib
 from collections.abc import Callable
 
 import jax
@@ -96,8 +97,8 @@ class Run:
     """The parts of a run, put together from a config.
 
     Attributes:
-      config: as given, and with the number of classes of data that stay on disk, so that checkpoints can be read
-        where they are not.
+      config: as given; for data that stay on disk with their full path, and their number of classes, so that
+        checkpoints can be read where they are not.
       facts: of the data set.
       image_shape: (height, width, channels) of the model's input.
       splits: by name; see `build_data`.
@@ -120,6 +121,8 @@ class Run:
         if is_archive(config.data.name):
             config = config.copy_and_resolve_references()
             config.model.num_classes = self.facts.num_classes
+            if config.data.data_dir is not None:
+                config.data.data_dir = str(pathlib.Path(config.data.data_dir).expanduser().absolute())
         self.config = config
         self.image_shape = image_shape(config)
         self.parallel = DataParallel(jax.devices()[: config.parallel.devices], config.parallel.wrapper)
@@ -371,7 +374,7 @@ def evaluation_views(config: ml_collections.ConfigDict, view: str = "center") ->
     if not is_archive(config.data.name):
         if view != "center":
             raise UserError(f"--view: the images of {config.data.name} are taken whole; expected center, found {view}")
-        return _whole
+        return functools.partial(_whole, stream_shape(config))
     return functools.partial(
         EVALUATION_VIEWS[view],
         size=config.eval.image_size or config.data.image_size,
@@ -380,7 +383,9 @@ def evaluation_views(config: ml_collections.ConfigDict, view: str = "center") ->
     )
 
 
-def _whole(image: np.ndarray) -> list[np.ndarray]:
+def _whole(shape: tuple[int, int, int], image: np.ndarray) -> list[np.ndarray]:
+    if image.shape != shape:
+        raise UserError(f"data: expected images of {shape}, as the run had them, found one of {image.shape}")
     return [image]
 
 

@@ -10,7 +10,9 @@ import sys
 
 import jax
 
-_PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "ml_collections", "numpy")
+_PACKAGES = (
+    "jax jaxlib flax optax orbax-checkpoint ml_collections numpy grain simplejpeg opencv-python-headless pillow"
+).split()
 
 
 def use_compilation_cache() -> None:

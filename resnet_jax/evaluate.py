@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import pathlib
 
 import numpy as np
 from rich.console import Console
@@ -49,13 +50,14 @@ def evaluate(workdir: str, split: str = "test", step: str | int = "best", *, ema
 
 def _print_split(console: Console, args: argparse.Namespace) -> None:
     scores = evaluate(args.runs[0], args.split, args.step, ema=args.ema)
-    table = Table(title=f"{args.split}: {scores['count']:,} examples", title_justify="left")
+    data = read_config(args.runs[0]).data.name
+    table = Table(title=f"{args.split} of {data}: {scores['count']:,} examples", title_justify="left")
     table.add_column("class")
     table.add_column("accuracy", justify="right")
     for name, accuracy in scores["per_class"].items():
         table.add_row(name, f"{accuracy:.2%}")
     console.print(table)
-    console.print(_line(scores), highlight=False)
+    console.print(_line(scores), highlight=False, soft_wrap=True)
 
 
 def _print_predictions(console: Console, args: argparse.Namespace) -> None:
@@ -63,7 +65,9 @@ def _print_predictions(console: Console, args: argparse.Namespace) -> None:
     for name in expand_corruptions(args.data) or [None]:
         predictions = _predict(args.runs[0], args, name)
         found[name or args.split] = scores = predictions.scores()
-        console.print(f"{name or args.split}: {scores['count']:,} examples  {_line(scores)}", highlight=False)
+        console.print(
+            f"{name or args.split}: {scores['count']:,} examples  {_line(scores)}", highlight=False, soft_wrap=True
+        )
     if len(found) > 1:
         mean = {key: float(np.mean([scores[key] for scores in found.values()])) for key in ("accuracy", "top5", "loss")}
         console.print(f"mean of {len(found)}: {_line(mean)}", highlight=False)
@@ -113,6 +117,10 @@ def _check(args: argparse.Namespace) -> None:
         raise UserError(f"expected one workdir, found {len(args.runs)}; to compare two, add --compare")
     if args.predictions and len(expand_corruptions(args.data)) > 1:
         raise UserError("--predictions: expected one data set, found several")
+    if args.predictions and not pathlib.Path(args.predictions).absolute().parent.is_dir():
+        raise UserError(f"--predictions: expected a file in a folder that exists, found {args.predictions}")
+    if args.compare and len(expand_corruptions(args.data)) > 1:
+        raise UserError("--compare: expected one data set, found several")
     if args.predictions and args.compare:
         raise UserError("--predictions: expected one workdir; write the predictions of each, then --compare the files")
 
@@ -132,9 +140,10 @@ def main(argv: list[str] | None = None) -> None:
         default=[],
         metavar="NAME",
         help="other data with the classes of the run's: a builder of TensorFlow Datasets (imagenet_v2, imagenet_a, "
-        "imagenet2012_real, cifar10_corrupted/fog_1, ...; cifar10_corrupted: the whole benchmark), or a folder",
+        "imagenet2012_real, cifar10_corrupted/fog_1, ...; cifar10_corrupted: the whole benchmark), or a folder "
+        "with a folder for each class",
     )
-    parser.add_argument("--data_dir", help="where they are; default: as in the run")
+    parser.add_argument("--data_dir", help="where the data are; default: as in the run")
     parser.add_argument("--predictions", metavar="FILE", help="write what is said of each example, as CSV")
     parser.add_argument(
         "--compare", action="store_true", help="two workdirs, or files of predictions, by McNemar's test"
@@ -145,7 +154,7 @@ def main(argv: list[str] | None = None) -> None:
         _check(args)
         if args.compare:
             _print_comparison(console, args)
-        elif args.data or args.predictions or args.flip or args.view != "center":
+        elif args.data or args.data_dir or args.predictions or args.flip or args.view != "center":
             _print_predictions(console, args)
         else:
             _print_split(console, args)

@@ -76,7 +76,10 @@ def train_session(session: Session, stop_requested: Callable[[int], bool]) -> di
             feed = run.feed(step)
         state, sums = run.train_steps(count)(state, feed)
         step += count
-        session.window.add(step, sums)  # reads the sums of the dispatch before: the device never waits for the host
+        shapes = tuple(array.shape for array in jax.tree.leaves(feed.batch))
+        session.window.add(
+            step, sums, shapes
+        )  # reads the sums of the dispatch before: the device never waits for the host
         session.display.advance(step)
         session.after_step(step, state, stopping=stop_requested(step))
     return session.finish(state)

@@ -65,14 +65,16 @@ class Panel(NamedTuple):
     wide: bool = False
 
 
-def plot_run(lines: Sequence[dict], target: str | pathlib.Path) -> None:
+def plot_run(lines: Sequence[dict], target: str | pathlib.Path, title: str) -> None:
     """Loss, accuracy and learning rate of a run against epochs.
 
     Args:
       lines: of its `metrics.jsonl`.
       target: the picture.
+      title: of the picture.
     """
     figure, (loss, accuracy, rate) = plt.subplots(1, 3, figsize=(14, 4.2), layout="constrained")
+    figure.suptitle(title)
     for axes, name, scale in ((loss, "loss", 1), (accuracy, "accuracy", 100)):
         for split, (color, style, width) in _SPLIT_STYLES.items():
             epochs, values = _points(lines, split, name)

@@ -19,6 +19,8 @@ from resnet_jax.predictions import Predictions, judge
 from resnet_jax.runs import load_checkpoint
 from resnet_jax.workdir import read_config
 
+_PIXELS = 64 * 224 * 224  # in a batch: whole images at many scales come in more than a hundred shapes, which all wait
+
 
 def predict(
     workdir: str,
@@ -39,7 +41,7 @@ def predict(
       step: "best" on the validation split, "latest", or a number.
       ema: the moving average of the weights.
       data: instead of the split, another data set with the classes of the run's; see `open_evaluation_set`.
-      data_dir: where that is; default: where the run's data are.
+      data_dir: where the data are; default: where the run found its own, if TensorFlow Datasets prepared those.
       view: a key of `crops.EVALUATION_VIEWS`; the probabilities that several views of an image give are averaged.
       flip: average over the mirror images, too.
 
@@ -49,6 +51,8 @@ def predict(
     use_compilation_cache()
     model, variables = load_checkpoint(workdir, step, ema=ema)
     config = read_config(workdir)
+    if data_dir is not None and data is None:
+        config.data.data_dir = data_dir
     facts = dataset_facts(config.data.name, config.data.data_dir)
     possible = None
     if data is None:
@@ -57,7 +61,8 @@ def predict(
             raise UserError(f"--split: expected one of {', '.join(splits)}, found {split!r}")
         source = splits[split]
     else:
-        source, possible = open_evaluation_set(data, data_dir or config.data.data_dir, facts.class_names)
+        of_run = None if config.data.name in ("folder", "tar") else config.data.data_dir
+        source, possible = open_evaluation_set(data, data_dir or of_run, facts.class_names)
     views = evaluation_views(config, view)
     _, prepare = build_data(config)
 
@@ -73,7 +78,7 @@ def predict(
         return np.mean([np.asarray(probabilities(each), np.float64) for each in given], axis=0)
 
     damage = DamageReport(source, config.data.max_damaged)
-    batch_size = min(config.eval.batch_size, len(source))
+    most = min(config.eval.batch_size, len(source))
     labels, judged = [], {}
 
     def remembered():
@@ -85,7 +90,7 @@ def predict(
                 judged[index] = (-1, False, math.log(facts.num_classes))
             yield index, images
 
-    for index, mean in _mean_over_views(remembered(), averaged, batch_size):
+    for index, mean in _mean_over_views(remembered(), averaged, most):
         with np.errstate(divide="ignore"):
             judged[index] = judge(np.log(mean), labels[index])
     predicted, in_top5, losses = zip(*(judged[index] for index in range(len(source))), strict=True)
@@ -94,15 +99,18 @@ def predict(
 
 
 def _mean_over_views(
-    examples: Iterator[tuple[int, list[np.ndarray]]], probabilities: Callable, batch_size: int
+    examples: Iterator[tuple[int, list[np.ndarray]]], probabilities: Callable, most: int
 ) -> Iterator[tuple[int, np.ndarray]]:
-    """(index, mean probabilities) of each example, in any order, with views of one shape worked on together."""
+    """(index, mean probabilities) of each example, in any order, with up to `most` views of a shape at a time."""
     waiting = collections.defaultdict(list)  # by shape: (index, view)
     expected, total, seen = {}, collections.defaultdict(float), collections.Counter()
 
+    def batch_size(shape):
+        return max(1, min(most, _PIXELS // (shape[0] * shape[1])))
+
     def work_on(shape):
         indices, views = zip(*waiting.pop(shape), strict=True)
-        padding = [np.zeros(shape, np.uint8)] * (batch_size - len(views))  # so that each shape is compiled once
+        padding = [np.zeros(shape, np.uint8)] * (batch_size(shape) - len(views))  # so that it is compiled once
         for index, found in zip(indices, probabilities(np.stack([*views, *padding])), strict=False):
             total[index] = total[index] + found
             seen[index] += 1
@@ -113,7 +121,7 @@ def _mean_over_views(
         expected[index] = len(views)
         for view in views:
             waiting[view.shape].append((index, view))
-            if len(waiting[view.shape]) == batch_size:
+            if len(waiting[view.shape]) == batch_size(view.shape):
                 yield from work_on(view.shape)
     for shape in list(waiting):
         yield from work_on(shape)

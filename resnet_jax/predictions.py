@@ -50,19 +50,11 @@ class Predictions:
             "count": int(counts.sum()),
         }
 
-    def accuracy_by_class(self, num_classes: int) -> np.ndarray:
-        """float (classes,): of the examples with one right class; NaN for a class without examples."""
-        single = np.array([labels[0] if len(labels) == 1 else -1 for labels in self.labels])
-        total = np.bincount(single[single >= 0], minlength=num_classes)
-        right = np.bincount(single[(single >= 0) & self.correct], minlength=num_classes)
-        with np.errstate(invalid="ignore"):
-            return right / total
-
     def write(self, path: str | pathlib.Path) -> None:
         """As comma-separated values, one line for each example."""
         rows = zip(self.names, self.labels, self.predicted, self.correct, self.in_top5, self.losses, strict=True)
         try:
-            with open(path, "w", newline="", encoding="utf-8") as file:
+            with open(path, "w", newline="", encoding="utf-8", errors="surrogateescape") as file:
                 writer = csv.writer(file)
                 writer.writerow(_COLUMNS)
                 for name, labels, predicted, correct, in_top5, loss in rows:
@@ -79,7 +71,7 @@ def read_predictions(path: str | pathlib.Path) -> Predictions:
       UserError: no such file, or of another kind.
     """
     try:
-        with open(path, newline="", encoding="utf-8") as file:
+        with open(path, newline="", encoding="utf-8", errors="surrogateescape") as file:
             rows = list(csv.DictReader(file))
         return Predictions(
             [row["example"] for row in rows],
@@ -88,8 +80,10 @@ def read_predictions(path: str | pathlib.Path) -> Predictions:
             np.array([row["in_top5"] == "1" for row in rows]),
             np.array([float(row["loss"]) for row in rows]),
         )
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{path}: expected predictions with the columns {', '.join(_COLUMNS)}: {error!r}") from None
+    except OSError as error:
+        raise UserError(f"{path}: expected a workdir or a file of predictions ({error.strerror})") from None
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise UserError(f"{path}: expected predictions with the columns {', '.join(_COLUMNS)}") from None
 
 
 def judge(log_probabilities: np.ndarray, labels: tuple[int, ...]) -> tuple[int, bool, float]:

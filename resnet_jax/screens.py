@@ -60,7 +60,7 @@ def end_screen(result: dict, workdir: pathlib.Path) -> Group:
 
 
 def _scores(result: dict) -> Table:
-    table = Table(title="Results", title_justify="left")
+    table = Table(title=f"Results on {result['data']}", title_justify="left")
     for column in ("weights", "step", "split", "accuracy", "top-5", "loss"):
         table.add_column(column, justify="left" if column in ("weights", "split") else "right")
     for weights in ("last", "best"):

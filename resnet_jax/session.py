@@ -114,13 +114,15 @@ class Session:
             return result
         from resnet_jax import plots  # on use: it brings matplotlib, which the start of a run should not wait for
 
-        plots.plot_run(read_metrics(self.workdir / "metrics.jsonl"), self.workdir / "curves.png")
+        title = f"{config.model.name} on {config.data.name}"
+        plots.plot_run(read_metrics(self.workdir / "metrics.jsonl"), self.workdir / "curves.png", title)
         write_json(self.workdir / "result.json", result)  # last: a run that has it is complete
         return result
 
     def _progress(self, step: int) -> dict:
         _, multiply_adds, _ = totals(self.run.layers)
         return {
+            "data": self.run.config.data.name,
             "step": step,
             "steps": self.run.num_steps,
             "parameters": self.run.num_parameters,
@@ -180,4 +182,4 @@ def _evaluate(run: Run, state: TrainState, split: str, step: int) -> tuple[dict[
         raise DivergedError(f"the loss on the {split} split after step {step} is not finite: {metrics}")
     passes = 1 if state.ema is None else 2
     rate = passes * len(run.splits[split]) / (time.perf_counter() - start)
-    return metrics, {"learning_rate": run.learning_rate(step - 1), "images_per_second": rate, "input_wait": 0.0}
+    return metrics, {"learning_rate": run.learning_rate(step - 1), "images_per_second": rate}

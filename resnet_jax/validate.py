@@ -136,16 +136,20 @@ def _check_stream(config: ml_collections.ConfigDict) -> None:
         "augment.short_sides": (augment.short_sides, lambda low, high: 1 <= low <= high),
     }
     for field, (pair, holds) in ranges.items():
-        if len(pair) != 2 or not holds(*pair):
+        if len(pair) != 2 or not all(isinstance(bound, int | float) for bound in pair) or not holds(*pair):
             raise UserError(f"{field}: expected a lower and an upper bound, found {tuple(pair)}")
     if len(augment.jitter) != 4 or min(augment.jitter) < 0 or augment.jitter[3] > 0.5:
         raise UserError(
             "augment.jitter: expected four numbers from 0 on, the last (hue) at most 0.5, found "
             f"{tuple(augment.jitter)}"
         )
-    if not all(len(pair) == 2 and 0 <= pair[0] < 1 and pair[1] >= 1 for pair in augment.sizes):
+    sizes = [tuple(pair) for pair in augment.sizes]
+    if not all(len(pair) == 2 and 0 <= pair[0] < 1 and isinstance(pair[1], int) and pair[1] >= 1 for pair in sizes) or (
+        sorted(sizes) != sizes
+    ):
         raise UserError(
-            f"augment.sizes: expected pairs of a fraction of the run and a size, found {tuple(augment.sizes)}"
+            "augment.sizes: expected pairs of a fraction of the run, from 0 to less than 1 and rising, and a whole "
+            f"number of pixels, found {tuple(augment.sizes)}"
         )
     if config.train.batch_size % augment.repeats:
         raise UserError(

@@ -27,12 +27,12 @@ class TrainingWindow:
         self._pending = None
         self._watcher = ThreadPoolExecutor(1)  # sees when the device is done with a dispatch
         self._done = None
-        self._programs = set()  # by their number of steps
+        self._programs = set()  # by their number of steps and the shapes of their input
         self._timed_images, self._timed_seconds = 0.0, 0.0  # of the whole session, without compilation and evaluation
         self.restart_clock()
 
-    def add(self, step: int, sums: dict[str, jax.Array]) -> None:
-        """Take the sums, (steps,) each, of a dispatch that ends after `step`.
+    def add(self, step: int, sums: dict[str, jax.Array], shapes: tuple = ()) -> None:
+        """Take the sums, (steps,) each, of a dispatch that ends after `step`; `shapes` are those of its input.
 
         Raises:
           DivergedError: the loss or the gradient of an earlier step is not finite.
@@ -40,7 +40,7 @@ class TrainingWindow:
         previous, self._pending = self._pending, (step, sums)
         self._done = self._watcher.submit(_time_when_done, sums)
         self._collect(previous)
-        program = sums["count"].shape
+        program = (sums["count"].shape, shapes)
         if program not in self._programs:  # it was compiled just now, which is not training
             self._programs.add(program)
             self._collect_pending()

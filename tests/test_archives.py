@@ -4,7 +4,6 @@ import io
 import os
 import pickle
 import shutil
-import sys
 import tarfile
 
 import numpy as np
@@ -88,6 +87,22 @@ def test_the_index_is_kept_and_built_again_when_a_folder_changes(tmp_path, monke
     assert reopened() == (False, [10, 70])
 
 
+def test_a_copy_of_a_folder_does_not_use_the_index_of_the_original(tmp_path):
+    root = write_folder(tmp_path / "original", TWO_CLASSES)
+    open_archive("folder", str(root))
+    copy = shutil.copytree(root, tmp_path / "copy")
+    (copy / "train" / "a" / "2.JPEG").unlink()
+    assert (copy / ".resnet_jax_train.npz").exists()
+    assert greys(open_archive("folder", str(copy))[1]["train"]) == [30, 35, 40, 10]
+
+
+def test_a_class_without_images_is_refused(tmp_path):
+    root = write_folder(tmp_path, TWO_CLASSES)
+    (root / "train" / "empty").mkdir()
+    with pytest.raises(UserError, match="found none in .*empty"):
+        open_archive("folder", str(root))
+
+
 def test_where_the_folder_cannot_be_written_the_index_is_kept_in_the_cache(tmp_path, monkeypatch):
     root = write_folder(tmp_path / "data", TWO_CLASSES)
     savez = np.savez
@@ -123,7 +138,6 @@ def test_the_index_of_a_million_names_takes_few_bytes_for_each():
     made = index._make_index(None, ["a"], [0] * len(names), names)
     assert made.name(0) == names[0] and made.name(12_345) == names[12_345] and made.name(19_999) == names[-1]
     assert sum(array.nbytes for array in made) / len(names) * 1.28e6 < 100e6
-    assert (sys.getsizeof(names[0]) + 8) * 1.28e6 > 100e6  # what a list of strings would take
 
 
 def write_tar(path, members):
@@ -149,7 +163,6 @@ def test_webdataset_shards_are_read_in_place(tmp_path):
     assert splits["train"].labels.tolist() == [0, 1, 2, 1, 2, 0]
     assert splits["test"].read(0).label == 2
     copy = pickle.loads(pickle.dumps(splits["train"]))  # as a worker process gets it
-    assert not copy._descriptors  # open files are this process's
     assert greys(copy) == greys(splits["train"])
 
 

@@ -63,6 +63,7 @@ ODD = {  # decoded as Pillow decodes them
     "quality 100": encoded(quality=100),
     "turned by EXIF": with_exif_turn(),
     "long metadata": with_thumbnail(),
+    "fill bytes before a marker": encoded()[:2] + b"\xff\xff" + encoded()[2:],
     "a comment": encoded(comment=b"\xff\xc0 no frame, \xff\xd9 no end"),
     "one pixel": encoded(PHOTO[:1, :1]),
     "one row": encoded(PHOTO[:1]),

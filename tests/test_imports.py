@@ -71,8 +71,9 @@ def test_config_keys_are_read_in_few_files():
     readers = {module for module, path in FILES.items() if key.search(path.read_text())}
     # `session` and `runs` ask which checkpoints are kept, `session` and `probes` what is measured, `estimate` how long
     # a run is, `loop` whether there are other processes, `evaluate` asks for one device; `command` sets the length;
-    # `runs` and `predict` how data are read; `screens` and `prepare` print keys.
+    # `runs` and `predict` how data are read; `screens` and those of `data` print keys.
     names = "build validate session runs predict probes estimate loop evaluate command screens data.prepare"
+    names += " data.archives data.stream"
     assert readers <= {f"resnet_jax.{name}" for name in names.split()}
 
 

@@ -356,7 +356,10 @@ def grey_and_label(source):
 def test_imagenet_is_prepared_from_the_files_fetched_by_hand(tmp_path, monkeypatch, capsys):
     write_imagenet(tmp_path / "manual")
     main(["imagenet2012", "--data_dir", str(tmp_path / "data"), "--manual", str(tmp_path / "manual")])
-    assert "python train.py --config=configs/imagenette.py --config.data.name=imagenet2012" in capsys.readouterr().out
+    assert (
+        "python train.py --config=configs/imagenet_resnet50.py --config.data.name=imagenet2012"
+        in capsys.readouterr().out
+    )
     with pytest.raises(UserError, match="should have the splits .*1281167"):
         archives.open_archive("imagenet2012", str(tmp_path / "data"))
     monkeypatch.setitem(archives._TFDS, "imagenet2012", ("validation", {"train": 8, "test": 4}))

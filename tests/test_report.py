@@ -428,7 +428,7 @@ def test_the_picture_of_a_run_takes_a_test_curve_or_single_points_and_ignores_la
     lines = [
         {"step": step, "epoch": step, "split": split, **scores} for step in (1, 2, 3) for split in ("train", "test")
     ]
-    plots.plot_run([layers_line(0, 0), *lines], tmp_path / "curve.png")
-    plots.plot_run([layers_line(0, 0), *lines[:2]], tmp_path / "points.png")
+    plots.plot_run([layers_line(0, 0), *lines], tmp_path / "curve.png", "A run")
+    plots.plot_run([layers_line(0, 0), *lines[:2]], tmp_path / "points.png", "A run")
     for name in ("curve.png", "points.png"):
         assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")

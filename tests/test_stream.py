@@ -189,6 +189,29 @@ def test_more_damaged_images_than_allowed_stop_the_run_and_are_named():
         loader.feed(0)
 
 
+def test_a_file_that_is_gone_is_a_damaged_image(folder, tmp_path):
+    copy = shutil.copytree(folder, tmp_path / "photos")
+    run = Run(photo_config(copy, data__max_damaged=0.2))
+    (copy / "val" / "china" / "002.jpg").unlink()
+    with pytest.warns(UserWarning, match="002.jpg cannot be decoded"):
+        assert run.evaluate(run.initial_state().variables, "test")["count"] == 6
+
+
+@pytest.mark.parametrize(
+    ("cpus", "scale", "expected"), [(2, 0.1, "threads"), (16, 0.1, "processes"), (16, 0.9, "threads")]
+)
+def test_processes_are_chosen_where_many_threads_do_not_scale(monkeypatch, cpus, scale, expected):
+    monkeypatch.setattr(stream, "_num_cpus", lambda: cpus)
+    monkeypatch.setattr(stream, "_threads_scale", lambda *arguments: scale)
+    examples = train_examples()
+    assert stream.Workers("auto", None).settled(examples, np.arange(12)) == stream.Workers(expected, cpus)
+    assert stream.Workers("auto", 3).settled(examples, np.arange(12)).count == 3
+
+
+def test_the_scaling_of_threads_is_measured():
+    assert stream._threads_scale(train_examples(), np.arange(4), cpus=2, count=1) > 0
+
+
 def test_a_source_of_nothing_but_damaged_images_ends():
     source = Numbered(3, damaged=(0, 1, 2))
     with pytest.raises(UserError, match="none of the 3 examples can be decoded"):
@@ -269,7 +292,8 @@ def training_losses(workdir):
 
 def test_a_run_on_a_folder_reports_what_a_script_finds(finished):
     workdir, result = finished
-    assert result["completed"] and json.loads((workdir / "config.json").read_text())["model"]["num_classes"] == 2
+    assert result["completed"] and result["data"] == "folder"
+    assert json.loads((workdir / "config.json").read_text())["model"]["num_classes"] == 2
     model, variables = resnet_jax.load_checkpoint(workdir, "latest")
     images, labels = resnet_jax.load_data(workdir, "test")
     logits = model.apply(variables, images, train=False)
@@ -341,6 +365,13 @@ def test_the_stream_and_the_device_loader_train_alike(tmp_path):
     np.testing.assert_array_equal(one["loss"], other["loss"])
 
 
+def test_a_run_finds_its_data_from_another_folder(folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(folder.parent)
+    loop.train(photo_config(folder.name, train__steps=1), tmp_path / "run")
+    monkeypatch.chdir(tmp_path)
+    assert len(resnet_jax.load_data(tmp_path / "run", "train")[1]) == 16
+
+
 def test_images_grow_on_schedule(folder):
     run = Run(photo_config(folder, augment__sizes=((0.0, 8), (0.5, 12)), train__steps=4, eval__image_size=24))
     assert [run.feed(step).batch["image"].shape[1] for step in range(4)] == [8, 8, 12, 12]
@@ -362,6 +393,8 @@ def test_images_grow_on_schedule(folder):
         ({"augment__area": (0.5, 0.1)}, "augment.area"),
         ({"augment__jitter": (0.1, 0.1, 0.1, 0.9)}, "augment.jitter"),
         ({"augment__sizes": ((0.5,),)}, "augment.sizes"),
+        ({"augment__sizes": ((0.5, 32), (0.0, 24))}, "augment.sizes"),
+        ({"augment__area": ("a", "b")}, "augment.area"),
         ({"train__steps_per_dispatch": 2}, "train.steps_per_dispatch: expected 1 with data.loader=stream"),
         ({"train__bce_threshold": 0.2}, "train.bce_threshold"),
         ({"data__normalization": "pixel_mean"}, "data.normalization"),

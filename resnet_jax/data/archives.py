@@ -5,7 +5,6 @@ A source has a length, `class_names`, `labels` (int32 (n,), or None where knowin
 """
 
 import functools
-import os
 import pathlib
 from typing import NamedTuple
 
@@ -62,9 +61,12 @@ class FolderSource:
         return str(self._folder / self._index.name(index))
 
     def read(self, index: int) -> Stored:
-        """The file."""
-        with open(self.name(index), "rb", buffering=0) as file:
-            return Stored(file.readall(), int(self.labels[index]))
+        """The file; one that cannot be read is as one that is empty."""
+        try:
+            with open(self.name(index), "rb", buffering=0) as file:
+                return Stored(file.readall(), int(self.labels[index]))
+        except OSError:
+            return Stored(b"", int(self.labels[index]))
 
 
 class TarSource:
@@ -72,12 +74,8 @@ class TarSource:
 
     def __init__(self, shards: list[pathlib.Path], index: Index):
         self._shards, self._index = shards, index
-        self._descriptors = {}
         self.labels = index.labels
         self.class_names = tuple(map(str, index.class_names))
-
-    def __getstate__(self):
-        return {**self.__dict__, "_descriptors": {}}  # those of another process mean nothing here
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -89,9 +87,9 @@ class TarSource:
     def read(self, index: int) -> Stored:
         """The member."""
         shard, offset, size = map(int, self._index.places[index])
-        if shard not in self._descriptors:
-            self._descriptors[shard] = os.open(self._shards[shard], os.O_RDONLY)
-        return Stored(os.pread(self._descriptors[shard], size, offset), int(self.labels[index]))
+        with open(self._shards[shard], "rb", buffering=0) as file:  # not kept open: there may be thousands
+            file.seek(offset)
+            return Stored(file.read(size), int(self.labels[index]))
 
 
 class TfdsSource:
@@ -121,9 +119,16 @@ class TfdsSource:
         return f"{self._names} {index}"
 
     def read(self, index: int) -> Stored:
-        """The record."""
+        """The record.
+
+        Raises:
+          UserError: a label that is none (TensorFlow Datasets has -1 where labels are secret).
+        """
         record = self._records[index]
-        return Stored(record["image"], np.asarray(record[self._label], np.int32))
+        labels = np.asarray(record[self._label], np.int32)
+        if labels.size and not 0 <= labels.min() <= labels.max() < len(self.class_names):
+            raise UserError(f"data.name: {self.name(index)} has the label {labels}, which none of its classes has")
+        return Stored(record["image"], labels)
 
 
 class SyntheticSource:
@@ -209,12 +214,15 @@ def open_archive(name: str, data_dir: str | None) -> tuple[DatasetFacts, dict]:
         sources = _open_synthetic(name, arguments)
     elif kind in ("folder", "tar"):
         if data_dir is None:
-            raise UserError(f"data.data_dir: data.name={kind} needs the path of the data, found none")
+            raise UserError(
+                f"data.data_dir: data.name={kind} needs the path of the data, found none; "
+                "add --config.data.data_dir=PATH"
+            )
         sources = {"folder": _open_folder, "tar": _open_shards}[kind](pathlib.Path(data_dir).expanduser())
     else:
         sources = _open_tfds(name, data_dir)
     sizes = {split: len(source) for split, source in sources.items()}
-    official = _TFDS.get(name, (None, {}))[1]
+    official = _TFDS.get(name.removeprefix("tfds:"), (None, {}))[1]
     if official and sizes != official:
         raise UserError(f"data.name: {name} should have the splits {official}, found {sizes}; prepare it again")
     return DatasetFacts(sources["test"].class_names, None, sizes, _MEAN, _STD, None), sources
@@ -238,8 +246,8 @@ def open_evaluation_set(name: str, data_dir: str | None, class_names: tuple[str,
     Raises:
       UserError: data that are not there, or of other classes.
     """
-    if os.path.isdir(name):
-        folder = pathlib.Path(name)
+    folder = pathlib.Path(name).expanduser()
+    if folder.is_dir() or name.startswith((".", "/", "~")):  # with a folder for each class in it
         return FolderSource(folder, index_folder(folder, class_names)), None
     builder = open_builder(name, name.removeprefix("tfds:"), data_dir)
     split = "test" if "test" in builder.info.splits else "validation"
@@ -292,7 +300,10 @@ def _open_folder(data_dir):
     train = FolderSource(data_dir / "train", index_folder(data_dir / "train"))
     test = next((data_dir / name for name in ("test", "val", "validation") if (data_dir / name).is_dir()), None)
     if test is None:
-        raise UserError(f"data.data_dir: expected folders train and test (or val, validation) in {data_dir}")
+        found = ", ".join(sorted(path.name for path in data_dir.iterdir())) or "nothing"
+        raise UserError(
+            f"data.data_dir: expected folders train and test (or val, validation) in {data_dir}, found {found}"
+        )
     return {"train": train, "test": FolderSource(test, index_folder(test, train.class_names))}
 
 
@@ -308,7 +319,7 @@ def _open_shards(data_dir):
 def _open_tfds(name, data_dir):
     builder = open_builder(name, name.removeprefix("tfds:"), data_dir)
     splits = builder.info.splits
-    test, _ = _TFDS.get(name, ("test" if "test" in splits else "validation", {}))
+    test, _ = _TFDS.get(name.removeprefix("tfds:"), ("test" if "test" in splits else "validation", {}))
     if "label" not in builder.info.features or not {"train", test} <= set(splits):
         raise UserError(
             f"data.name: expected a data set with a label and the splits train and {test}, found {name} with "

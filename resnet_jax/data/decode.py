@@ -2,7 +2,8 @@
 
 An image is what Pillow makes of it by `convert("RGB")`, as in torchvision: the first frame of an animation, without
 alpha, not turned by EXIF; 16-bit images are scaled to 8 bits, which Pillow would clip. It is damaged if Pillow cannot
-decode it to the end (a truncated file), or if its header promises more than Pillow's limit of pixels.
+decode it to the end (a truncated file), or if its header promises more than Pillow's limit of pixels. A crop for
+training does not see damage behind it.
 """
 
 import io
@@ -93,13 +94,13 @@ def _first_rows(encoded: bytes, rows: int, height: int) -> tuple[bytes, int]:
     if not encoded.endswith(b"\xff\xd9"):
         raise ValueError("no end marker")
     start = 2
-    while encoded[start] == 0xFF and encoded[start + 1] != 0xDA:  # start of scan
-        if encoded[start + 1] in (
-            0xC0,
-            0xC1,
-        ):  # start of a sequential frame: length, precision, height (ITU T.81, B.2.2)
+    while encoded[start : start + 1] == b"\xff" and encoded[start + 1] != 0xDA:  # until the scan starts
+        if encoded[start + 1] == 0xFF:  # a fill byte
+            start += 1
+        elif encoded[start + 1] in (0xC0, 0xC1):  # a sequential frame: length, precision, height (ITU T.81, B.2.2)
             return encoded[: start + 5] + rows.to_bytes(2, "big") + encoded[start + 7 :], rows
-        start += 2 + int.from_bytes(encoded[start + 2 : start + 4], "big")
+        else:
+            start += 2 + int.from_bytes(encoded[start + 2 : start + 4], "big")
     return encoded, height
 
 

@@ -49,8 +49,11 @@ def index_folder(folder: pathlib.Path, class_names: Sequence[str] | None = None)
     Raises:
       UserError: no folder, no images, a class that is not among `class_names`.
     """
+    folder = folder.resolve()
     if not folder.is_dir():
-        raise UserError(f"data.data_dir: expected a folder of images by class, found no {folder}")
+        raise UserError(
+            f"data.data_dir: expected a folder of images by class, found no {folder}; name the folder above train"
+        )
 
     def build():
         found = sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and not entry.name.startswith("."))
@@ -63,9 +66,13 @@ def index_folder(folder: pathlib.Path, class_names: Sequence[str] | None = None)
                 names += [os.path.relpath(os.path.join(parent, file), folder) for file in images]
                 labels += [classes.index(name)] * len(images)
                 folders.append(pathlib.Path(parent))
+        empty = sorted(set(range(len(classes))) - set(labels))
+        if empty and names and class_names is None:
+            nothing = folder / classes[empty[0]]
+            raise UserError(f"data.data_dir: expected images in the folder of every class, found none in {nothing}")
         return _make_index(folder, classes, labels, names), folders  # a folder's time changes with its entries
 
-    return _kept(folder.parent, folder.name, ["folder", *(class_names or ())], build)
+    return _kept(folder.parent, folder.name, [str(folder), *(class_names or ())], build)
 
 
 def index_shards(shards: Sequence[pathlib.Path], split: str, class_names: Sequence[str] | None = None) -> Index:
@@ -82,6 +89,8 @@ def index_shards(shards: Sequence[pathlib.Path], split: str, class_names: Sequen
     Raises:
       UserError: a file that is no tar, no images, an image without a label, a class that is not among `class_names`.
     """
+
+    shards = [shard.resolve() for shard in shards]
 
     def build():
         names, places, numbers = [], [], {}
@@ -137,7 +146,14 @@ def _make_index(folder, classes, labels, names, places=None) -> Index:
 
 
 def _kept(folder: pathlib.Path, split: str, of: list[str], build: Callable[[], tuple[Index, list[pathlib.Path]]]):
-    """The index in `folder`, or in the user's cache where `folder` cannot be written; built if it is not up to date."""
+    """The index in `folder`, or in the user's cache where `folder` cannot be written; built if it is not up to date.
+
+    Args:
+      folder: beside the data.
+      split: its name.
+      of: what the index is of: paths in full, since a copy of the folder holds the index of the original.
+      build: makes the index, and lists what changes its time when the index is out of date.
+    """
     cache = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache") / "resnet_jax" / "indexes"
     digest = hashlib.sha256("\0".join([str(folder.resolve()), split]).encode()).hexdigest()[:16]
     files = [folder / f".resnet_jax_{split}.npz", cache / f"{digest}.npz"]

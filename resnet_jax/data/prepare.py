@@ -80,7 +80,8 @@ def _builder(name, data_dir):
 
 def _train_command(name):
     name = name if name in NAMED else f"tfds:{name.removeprefix('tfds:')}"
-    return f"python train.py --config=configs/imagenette.py --config.data.name={name}"
+    recipe = "imagenet_resnet50" if name == "imagenet2012" else "imagenette"
+    return f"python train.py --config=configs/{recipe}.py --config.data.name={name}"
 
 
 def _write(builder, name, downloads, manual, tfrecord):

@@ -7,6 +7,7 @@ of hosts, threads and processes, and a run starts at any step at once.
 import dataclasses
 import functools
 import os
+import signal
 import threading
 import time
 import warnings
@@ -259,7 +260,7 @@ def batches(
     make = functools.partial(_make_batch, examples, first, rows)
     in_turn = grain.MapDataset.range(count).map(make).to_iter_dataset(grain.ReadOptions(1, 1))
     processes = grain.MultiprocessingOptions(num_workers=workers.count, per_worker_buffer_size=1)
-    return in_turn.mp_prefetch(processes, worker_init_fn=_leave_accelerators_alone)
+    return in_turn.mp_prefetch(processes, worker_init_fn=_start_worker)
 
 
 def _make_batch(examples, first, rows, index):
@@ -292,12 +293,13 @@ class _BegunBatches:
         return self._batches.pop(numbers[0])
 
 
-def _leave_accelerators_alone(worker: int, workers: int) -> None:
-    jax.config.update("jax_platforms", "cpu")
+def _start_worker(worker: int, workers: int) -> None:
+    jax.config.update("jax_platforms", "cpu")  # accelerators are the main process's
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the main process, which ends the others
 
 
 class DamageReport:
-    """Counts examples that could not be decoded, and stops when there are too many.
+    """Counts examples that could not be decoded, on this host, and stops when there are too many.
 
     Args:
       source: they come from.
@@ -321,7 +323,8 @@ class DamageReport:
             names = ", ".join(self._source.name(index) for index in sorted(self.ids)[:3])
             raise UserError(
                 f"data.max_damaged: expected at most {self._limit:.2%} of {len(self._source):,} examples to be "
-                f"damaged, found {len(self.ids)} already, such as {names}; mend or remove them, or allow more"
+                f"damaged, found {len(self.ids)} already, such as {names}; mend or remove them, or allow more "
+                "(--config.data.max_damaged=0.02)"
             )
 
 
