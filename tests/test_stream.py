@@ -157,6 +157,20 @@ def test_the_stream_gives_what_the_device_loader_gives():
             np.testing.assert_array_equal(batch[name], expected[name])
 
 
+def test_memory_is_used_again_only_when_nobody_holds_it():
+    examples = train_examples()
+    made = iter(stream.batches(examples, 0, 40, np.arange(12), THREADS))
+    held = [next(made) for _ in range(3)]
+    on_device = jax.device_put(next(made)["image"])
+    part_of_one = next(made)["image"][2:5]
+    addresses = {batch["image"].ctypes.data for batch in made}
+    assert len(addresses) < 30  # of 35 batches
+    expected = host_batches(examples, count=5)
+    assert_equal_batches(held, expected[:3])
+    np.testing.assert_array_equal(on_device, expected[3]["image"])
+    np.testing.assert_array_equal(part_of_one, expected[4]["image"][2:5])
+
+
 def test_the_loader_gives_a_step_again_and_any_other():
     examples = train_examples()
     expected = host_batches(examples, count=5)

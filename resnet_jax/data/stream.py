@@ -8,6 +8,7 @@ import dataclasses
 import functools
 import os
 import signal
+import sys
 import threading
 import time
 import warnings
@@ -27,6 +28,7 @@ from resnet_jax.errors import UserError
 
 _PART = 16  # rows
 _ENDLESS = 2**40  # batches
+_KEPT = 8  # batches whose memory may be used again
 _AHEAD = 2  # batches that lie on the device before they are asked for
 
 if not flags.FLAGS.is_parsed():
@@ -155,6 +157,10 @@ class EvalExamples:
     blank: np.ndarray
     batch_size: int
 
+    def shape_at(self, batch: int) -> tuple[int, ...]:
+        """The same for every batch."""
+        return self.blank.shape
+
     def empty(self, batch: int, count: int) -> dict[str, np.ndarray]:
         """Arrays for so many examples.
 
@@ -274,14 +280,14 @@ class _BegunBatches:
 
     def __init__(self, examples, first, rows, parts):
         self._examples, self._first, self._rows, self._parts = examples, first, rows, parts
-        self._batches, self._lock = {}, threading.Lock()
+        self._batches, self._given, self._lock = {}, [], threading.Lock()
 
     def fill_part(self, index: int) -> int:
         """Make one part; gives the number of its batch."""
         number, place = divmod(index, len(self._parts))
         with self._lock:
             if number not in self._batches:
-                self._batches[number] = self._examples.empty(self._first + number, len(self._rows))
+                self._batches[number] = self._unused(self._first + number)
             batch = self._batches[number]
         part = slice(self._parts[place][0], self._parts[place][-1] + 1)
         arrays = {name: array[part] for name, array in batch.items()}
@@ -290,7 +296,23 @@ class _BegunBatches:
 
     def take(self, numbers: list[int]) -> dict[str, np.ndarray]:
         """The batch whose parts are made."""
-        return self._batches.pop(numbers[0])
+        with self._lock:
+            batch = self._batches.pop(numbers[0])
+            self._given = [*self._given, batch][-_KEPT:]
+        return dict(batch)  # another dict: who holds it is seen in the number of references to the arrays
+
+    def _unused(self, number):
+        # New memory comes from the system page by page, a twentieth of all the work. So arrays that were given away
+        # are used again, once nobody refers to them any more: neither a caller nor a device that reads them.
+        for place, batch in enumerate(self._given):
+            fits = batch["image"].shape[1:] == self._examples.shape_at(number)
+            if fits and _references(batch) == _references({name: np.empty(0) for name in batch}):
+                return self._given.pop(place)
+        return self._examples.empty(number, len(self._rows))
+
+
+def _references(batch):
+    return [sys.getrefcount(array) for array in batch.values()]
 
 
 def _start_worker(worker: int, workers: int) -> None:
