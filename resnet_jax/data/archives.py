@@ -5,6 +5,7 @@ A source has a length, `class_names`, `labels` (int32 (n,), or None where knowin
 """
 
 import functools
+import os
 import pathlib
 from typing import NamedTuple
 
@@ -49,7 +50,7 @@ class FolderSource:
     """Image files in folders by class."""
 
     def __init__(self, folder: pathlib.Path, index: Index):
-        self._folder, self._index = folder, index
+        self._folder, self._index = str(folder), index
         self.labels = index.labels
         self.class_names = tuple(map(str, index.class_names))
 
@@ -58,7 +59,7 @@ class FolderSource:
 
     def name(self, index: int) -> str:
         """Path of the file."""
-        return str(self._folder / self._index.name(index))
+        return os.path.join(self._folder, self._index.name(index))
 
     def read(self, index: int) -> Stored:
         """The file; one that cannot be read is as one that is empty."""

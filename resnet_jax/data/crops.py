@@ -1,7 +1,6 @@
 """Where to cut an image: boxes for training, resized and cropped views for evaluation."""
 
 import math
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -20,19 +19,19 @@ class Box(NamedTuple):
 
 
 # --- training: (draws, height, width, ...) -> Box, to be resized to `size` squared ---
-# `draws` are DRAWS rows of four random numbers, uniform from 0 to less than 1.
+# `draws` are random numbers, float64 (DRAWS, 4), uniform from 0 to less than 1.
 
 DRAWS = 10
 
 
-def center_box(draws: Sequence[Sequence[float]], height: int, width: int, **_) -> Box:
+def center_box(draws: np.ndarray, height: int, width: int, **_) -> Box:
     """The largest central square."""
     side = min(height, width)
     return Box((height - side) // 2, (width - side) // 2, side, side)
 
 
 def random_resized_box(
-    draws: Sequence[Sequence[float]], height: int, width: int, *, area: tuple[float, float] = (0.08, 1.0), **_
+    draws: np.ndarray, height: int, width: int, *, area: tuple[float, float] = (0.08, 1.0), **_
 ) -> Box:
     """A box that covers a share of the image drawn uniformly from `area`, of an aspect ratio from 3/4 to 4/3.
 
@@ -40,7 +39,7 @@ def random_resized_box(
     on a logarithmic scale, ten attempts to fit, then the largest central box of an allowed ratio.
     """
     low, high = area
-    for share, shape, *place in draws:
+    for share, shape, *place in map(np.ndarray.tolist, draws):  # row by row: the first is nearly always enough
         target = (low + (high - low) * share) * height * width
         ratio = (3 / 4) ** (1 - 2 * shape)
         box_height, box_width = round(math.sqrt(target / ratio)), round(math.sqrt(target * ratio))
@@ -52,7 +51,7 @@ def random_resized_box(
 
 
 def scale_jitter_box(
-    draws: Sequence[Sequence[float]],
+    draws: np.ndarray,
     height: int,
     width: int,
     *,
@@ -64,7 +63,7 @@ def scale_jitter_box(
 
     He et al. 2015 (section 3.4), after Simonyan & Zisserman 2014 (arXiv:1409.1556, section 3.1).
     """
-    share, _, *place = draws[0]
+    share, _, *place = draws[0].tolist()
     short_side = int(short_sides[0] + share * (short_sides[1] + 1 - short_sides[0]))
     side = max(1, min(height, width, round(size * min(height, width) / short_side)))
     return _box_at(place, height, width, side, side)

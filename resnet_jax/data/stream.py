@@ -26,7 +26,7 @@ from resnet_jax.data.decode import DamagedImage, crop_and_resize, decode, decode
 from resnet_jax.data.order import Feed, epoch_order
 from resnet_jax.errors import UserError
 
-_PART = 16  # rows
+_PART = 32  # rows
 _ENDLESS = 2**40  # batches
 _KEPT = 8  # batches whose memory may be used again
 _AHEAD = 2  # batches that lie on the device before they are asked for
@@ -119,7 +119,7 @@ class TrainExamples:
         first, last = int(positions[0]), int(positions[-1])
         blocks = crops.DRAWS  # of the four numbers that Philox makes at a count
         rng = np.random.Generator(np.random.Philox(key=self.seed, counter=(first * blocks, 0, 0, step)))
-        return rng.random((last + 1 - first, blocks, 4))[positions - first].tolist()
+        return rng.random((last + 1 - first, blocks, 4))[positions - first]
 
     def _fill(self, out, step, position, draws):
         distinct = self.batch_size // self.repeats  # copies lie apart, so that mixing finds other neighbours
