@@ -103,7 +103,7 @@ def features(model, variables):
 @pytest.mark.parametrize(
     "overrides",
     [{}, {"norm": layers.group_norm}, {"norm": layers.no_norm}, {"shortcut": "highway"}, {"shortcut": "skipinit"}],
-    ids=str,
+    ids=["batch", "group", "none", "highway", "skipinit"],
 )
 def test_without_its_branch_a_block_gives_what_comes_by_the_shortcut(overrides):
     if overrides.get("norm") is layers.group_norm:
