@@ -439,6 +439,9 @@ def test_a_net_is_evaluated_on_corrupted_images(tmp_path, capsys):
     for severity in (1, 2):
         records = [(20 * i, i) for i in range(10)]
         store(f"cifar10_corrupted/fog_{severity}", tmp_path, "test", "label", records, names)
+    prepare("cifar10_corrupted/fog_1", str(tmp_path))
+    command = f"python -m resnet_jax.evaluate WORKDIR --data cifar10_corrupted/fog_1 --data_dir {tmp_path}"
+    assert command in capsys.readouterr().out
     write_cifar10(tmp_path / "files")
     prepare("cifar10", str(tmp_path), str(tmp_path / "files"))
     config = tiny_config(data__name="cifar10", data__data_dir=str(tmp_path), data__validation_size=0, train__steps=2)
@@ -452,3 +455,6 @@ def test_a_net_is_evaluated_on_corrupted_images(tmp_path, capsys):
     with pytest.raises(SystemExit):
         evaluate.main([str(tmp_path / "run"), "--step", "latest", "--data", "cifar10_corrupted"])
     assert "python -m resnet_jax.data.prepare cifar10_corrupted/gaussian_noise_1" in capsys.readouterr().err
+    with pytest.raises(SystemExit):  # the whole benchmark, beginning with the first set
+        main(["cifar10_corrupted", "--data_dir", str(tmp_path), "--downloads", str(tmp_path / "files")])
+    assert "files that cifar10_corrupted/gaussian_noise_1 is made from" in capsys.readouterr().err

@@ -19,7 +19,7 @@ import requests
 import tensorflow_datasets as tfds
 from tensorflow_datasets.core.download import checksums, download_manager, downloader, resource
 
-from resnet_jax.data.archives import NAMED
+from resnet_jax.data.archives import NAMED, expand_corruptions
 from resnet_jax.data.facts import DATASETS
 from resnet_jax.errors import UserError, command_line, did_you_mean
 
@@ -44,13 +44,9 @@ def prepare(
     Raises:
       UserError: the user can fix it, and the message says how.
     """
-    known = name in DATASETS
-    train_command = f"python train.py --config.data.name={name}" if known else _train_command(name)
-    if known and DATASETS[name].tfds_name is None:
-        print(f"{name} needs no preparation: it comes with an installed package\n  train:  {train_command}")
+    if name in DATASETS and DATASETS[name].tfds_name is None:
+        print(f"{name} needs no preparation: it comes with an installed package\n  {_next_command(name)}")
         return
-    if data_dir is not None:
-        train_command += f" --config.data.data_dir={data_dir}"
     builder = _builder(name, data_dir)
     start, is_new = time.monotonic(), not builder.data_path.exists()
     if is_new:
@@ -61,7 +57,8 @@ def prepare(
     _check_splits(builder, name, is_new)
     took = f"prepared in {time.monotonic() - start:.1f} s" if is_new else "is prepared already"
     splits = ", ".join(f"{split} {info.num_examples:,}" for split, info in builder.info.splits.items())
-    print(f"{name} {took}: {builder.data_dir}\n  splits: {splits}\n  train:  {train_command}")
+    use = _next_command(name, data_dir, "train" in builder.info.splits)
+    print(f"{name} {took}: {builder.data_dir}\n  splits: {splits}\n  {use}")
 
 
 def _builder(name, data_dir):
@@ -78,10 +75,19 @@ def _builder(name, data_dir):
         ) from error
 
 
-def _train_command(name):
-    name = name if name in NAMED else f"tfds:{name.removeprefix('tfds:')}"
+def _next_command(name, data_dir=None, to_train_on=True):
+    if not to_train_on:
+        return f"evaluate:  python -m resnet_jax.evaluate WORKDIR --data {name}{_option('--data_dir ', data_dir)}"
+    where = _option("--config.data.data_dir=", data_dir)
+    if name in DATASETS:
+        return f"train:  python train.py --config.data.name={name}{where}"
     recipe = "imagenet_resnet50" if name == "imagenet2012" else "imagenette"
-    return f"python train.py --config=configs/{recipe}.py --config.data.name={name}"
+    name = name if name in NAMED else f"tfds:{name.removeprefix('tfds:')}"
+    return f"train:  python train.py --config=configs/{recipe}.py --config.data.name={name}{where}"
+
+
+def _option(flag, value):
+    return "" if value is None else f" {flag}{value}"
 
 
 def _write(builder, name, downloads, manual, tfrecord):
@@ -213,14 +219,20 @@ def main(argv: list[str] | None = None) -> None:
     """Parse the command line and prepare one data set."""
     parser = argparse.ArgumentParser(prog="python -m resnet_jax.data.prepare", description=__doc__.splitlines()[0])
     names = ", ".join((*DATASETS, *NAMED))
-    parser.add_argument("name", metavar="NAME", help=f"{names}, or another builder of TensorFlow Datasets")
+    parser.add_argument(
+        "name",
+        metavar="NAME",
+        help=f"{names}, or another builder of TensorFlow Datasets; cifar10_corrupted and imagenet2012_corrupted stand "
+        "for all 75 sets of their benchmarks",
+    )
     parser.add_argument("--data_dir", metavar="D", help="root of the prepared data sets (default: TFDS's own)")
     parser.add_argument("--downloads", metavar="DIR", help="folder with the files already fetched; it is only read")
     parser.add_argument("--manual", metavar="DIR", help="folder with the files that must be fetched by hand")
     parser.add_argument("--tfrecord", metavar="D", help="root of data sets prepared as TFRecord files, to convert from")
     args = parser.parse_args(argv)
     with command_line():
-        prepare(args.name, args.data_dir, args.downloads, args.manual, args.tfrecord)
+        for name in expand_corruptions([args.name]):
+            prepare(name, args.data_dir, args.downloads, args.manual, args.tfrecord)
 
 
 if __name__ == "__main__":
