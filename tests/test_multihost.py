@@ -19,23 +19,41 @@ from tests.tiny import tiny_config
 
 ROOT = pathlib.Path(__file__).parent.parent
 SETTINGS = {"parallel__devices": None, "norm__scope": "global", "train__steps": 25, "augment__crop": 1}
+STREAMED = {
+    **SETTINGS,
+    "data__name": "synthetic:90:5",
+    "data__loader": "stream",
+    "data__image_size": 16,
+    "data__validation_size": 10,
+    "augment__view": "random_resized",
+    "augment__flip": True,
+    "augment__repeats": 2,
+    "augment__policy": "trivialaugment",
+    "augment__mixup": 0.2,
+    "train__batch_size": 16,
+    "train__steps": 12,
+    "eval__batch_size": 4,
+    "log__every_steps": 2,
+}
+RUNS = {"device": SETTINGS, "stream": STREAMED}
 PROCESS = """
 import sys, jax
 workdir, port, index = sys.argv[1], sys.argv[2], int(sys.argv[3])
 address = f"127.0.0.1:{port}"
 jax.distributed.initialize(address, num_processes=2, process_id=index, coordinator_bind_address=address)
-from tests.tiny import tiny_config
-config = tiny_config(**SETTINGS, parallel__distributed=True)
-"""
-TRAIN = """
 from resnet_jax import loop
-loop.train(config, workdir)
+from tests.tiny import tiny_config
 """
-STUDY = """
+TRAIN = f"""
+for name, settings in {RUNS}.items():
+    loop.train(tiny_config(**settings, parallel__distributed=True), workdir + "/" + name)
+"""
+STUDY = f"""
+config = tiny_config(**{SETTINGS}, parallel__distributed=True)
 from rich.console import Console
 from resnet_jax.ablate import run_study
 from resnet_jax.study import grid, make_study
-study = make_study("A study", config, grid({"optim.lr": (0.1, 1e30)}), seeds=(1,))
+study = make_study("A study", config, grid({{"optim.lr": (0.1, 1e30)}}), seeds=(1,))
 study.runs_at_once = 2
 failed = run_study(study, workdir, Console(quiet=index > 0))
 assert len(failed) == 1, failed
@@ -48,10 +66,9 @@ def run_two_processes(code, workdir):
         port = free.getsockname()[1]
     flags = "--xla_force_host_platform_device_count=2"
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
-    code = PROCESS.replace("SETTINGS", repr(SETTINGS)) + code
     processes = [
         subprocess.Popen(
-            [sys.executable, "-c", code, str(workdir), str(port), str(index)],
+            [sys.executable, "-c", PROCESS + code, str(workdir), str(port), str(index)],
             cwd=ROOT,
             env=environment,
             stdout=subprocess.PIPE,
@@ -69,22 +86,34 @@ def run_two_processes(code, workdir):
     return outputs
 
 
+@pytest.fixture(scope="module")
+def trained_by_two_processes(tmp_path_factory):
+    """A folder with both RUNS, and what the processes printed."""
+    folder = tmp_path_factory.mktemp("two")
+    return folder, run_two_processes(TRAIN, folder)
+
+
 @pytest.mark.slow
-def test_two_processes_with_two_devices_train_as_one_with_four(tmp_path):
-    outputs = run_two_processes(TRAIN, tmp_path / "two")
-    assert "Results" in outputs[0]
-    assert "Results" not in outputs[1]
-    loop.train(tiny_config(**SETTINGS), tmp_path / "one")
+def test_one_of_two_processes_prints(trained_by_two_processes):
+    _, outputs = trained_by_two_processes
+    assert outputs[0].count("Results") == 2 and "Results" not in outputs[1]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("loader", RUNS)
+def test_two_processes_with_two_devices_train_as_one_with_four(trained_by_two_processes, loader, tmp_path):
+    two, one = trained_by_two_processes[0] / loader, tmp_path
+    loop.train(tiny_config(**RUNS[loader]), one)
     lines = [
         [(line["split"], line["step"], line["loss"], line["accuracy"]) for line in read_metrics(path / "metrics.jsonl")]
-        for path in (tmp_path / "two", tmp_path / "one")
+        for path in (two, one)
     ]
     assert len(lines[0]) == len(lines[1]) > 10
-    for two, one in zip(*lines, strict=True):
-        assert two[:2] == one[:2]
-        np.testing.assert_allclose(two[2:], one[2:], rtol=1e-5)
+    for by_two, by_one in zip(*lines, strict=True):
+        assert by_two[:2] == by_one[:2]
+        np.testing.assert_allclose(by_two[2:], by_one[2:], rtol=1e-5)
     close = lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5)  # noqa: E731
-    jax.tree.map(close, last_state(tmp_path / "two"), last_state(tmp_path / "one"))
+    jax.tree.map(close, last_state(two), last_state(one))
 
 
 @pytest.mark.slow
