@@ -205,7 +205,8 @@ def index(folder: pathlib.Path, count: int) -> None:
             path.touch()  # the index does not look inside
     for what in ("index", "open"):
         command = [sys.executable, "-m", "benchmarks.input_rate", "--only", "index", "--folder", str(folder)]
-        print(json.dumps({"what": what, "images": count}), subprocess.check_output(command, text=True).strip())
+        measured = json.loads(subprocess.check_output(command, text=True))
+        print(json.dumps({"what": what, "images": count, **measured}))
 
 
 def _open_index(folder: pathlib.Path) -> None:

@@ -164,6 +164,8 @@ def test_webdataset_shards_are_read_in_place(tmp_path):
     assert splits["test"].read(0).label == 2
     copy = pickle.loads(pickle.dumps(splits["train"]))  # as a worker process gets it
     assert greys(copy) == greys(splits["train"])
+    (tmp_path / "train-000001.tar").unlink()
+    assert [len(splits["train"].read(i).image) > 0 for i in range(6)] == [True] * 3 + [False] * 3
 
 
 def test_shards_of_a_folder_tree_have_the_classes_of_its_folders(tmp_path):

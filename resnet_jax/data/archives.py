@@ -46,6 +46,16 @@ class Stored(NamedTuple):
     label: int | np.ndarray
 
 
+def _read(path, offset=0, size=-1) -> bytes:
+    """A part of a file; nothing, that is a damaged image, of one that cannot be read."""
+    try:
+        with open(path, "rb", buffering=0) as file:  # not kept open: there may be thousands
+            file.seek(offset)
+            return file.read(size)
+    except OSError:
+        return b""
+
+
 class FolderSource:
     """Image files in folders by class."""
 
@@ -62,12 +72,8 @@ class FolderSource:
         return os.path.join(self._folder, self._index.name(index))
 
     def read(self, index: int) -> Stored:
-        """The file; one that cannot be read is as one that is empty."""
-        try:
-            with open(self.name(index), "rb", buffering=0) as file:
-                return Stored(file.readall(), int(self.labels[index]))
-        except OSError:
-            return Stored(b"", int(self.labels[index]))
+        """The file."""
+        return Stored(_read(self.name(index)), int(self.labels[index]))
 
 
 class TarSource:
@@ -88,9 +94,7 @@ class TarSource:
     def read(self, index: int) -> Stored:
         """The member."""
         shard, offset, size = map(int, self._index.places[index])
-        with open(self._shards[shard], "rb", buffering=0) as file:  # not kept open: there may be thousands
-            file.seek(offset)
-            return Stored(file.read(size), int(self.labels[index]))
+        return Stored(_read(self._shards[shard], offset, size), int(self.labels[index]))
 
 
 class TfdsSource:
