@@ -186,7 +186,7 @@ def memory(folder: pathlib.Path, num_batches: int, batch_size: int = 32) -> None
     from resnet_jax.data import stream
 
     rows, workers = np.arange(batch_size), stream.Workers("threads", None)
-    loader = stream.TrainLoader(_our_examples(folder, batch_size), rows, jax.device_put, workers, 0.0)
+    loader = stream.TrainLoader(_our_examples(folder, batch_size), rows, jax.device_put, workers)
     start = time.perf_counter()
     for step in range(num_batches + 1):
         loader.feed(step)

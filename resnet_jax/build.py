@@ -275,9 +275,8 @@ class Run:
 
     @property
     def _streaming(self):
-        data = self.config.data
-        workers = stream.Workers(data.workers, data.num_workers)
-        return {"put": self.parallel.distribute, "workers": workers, "max_damaged": data.max_damaged}
+        workers = stream.Workers(self.config.data.workers, self.config.data.num_workers)
+        return {"put": self.parallel.distribute, "workers": workers}
 
     @_cached_on_instance
     def train_steps(self, count: int) -> Callable:
@@ -311,7 +310,7 @@ class Run:
         return steps
 
     def train_batch(self, feed: Feed, ahead: int | jax.Array, step: jax.Array) -> tuple[dict, jax.Array]:
-        """This device's part of an augmented batch, {"image", "target"}, and its key (traced)."""
+        """This device's part of an augmented batch, with `image` and `target`, and its key (traced)."""
         shard = self.parallel.shard()
         loader = {"device": device, "stream": stream}[self.config.data.loader]
         batch = loader.train_batch(feed, self.config.train.batch_size, ahead, shard, self.parallel.shards)
@@ -322,7 +321,8 @@ class Run:
         images = augment_images(augment_key, self._prepare(images), batch["position"], augment)
         targets = jax.nn.one_hot(batch["label"], self.facts.num_classes)
         images, targets = mix_images(mix_key, images, targets, batch["position"], augment)
-        return {"image": images, "target": targets}, jax.random.fold_in(jax.random.fold_in(step_key, 2), shard)
+        batch = {**batch, "image": images, "target": targets}
+        return batch, jax.random.fold_in(jax.random.fold_in(step_key, 2), shard)
 
     @_cached_on_instance
     def eval_step(self, split: str) -> Callable:
@@ -338,13 +338,31 @@ class Run:
         return parallel.compile(one_batch)
 
     def evaluate(self, variables: dict, split: str) -> dict[str, np.ndarray]:
-        """The sums of `metrics.classification_sums` and `class_sums` over a split, every example exactly once."""
+        """The sums of `make_eval_step` over a split, every example exactly once.
+
+        Raises:
+          UserError: too many damaged images.
+        """
         total, loader, step = None, self.eval_loader(split), self.eval_step(split)
         for feed in loader.feeds():
             total = add_sums(total, step(variables, feed))
         if total["count"] != loader.num_examples:
             raise RuntimeError(f"evaluated {total['count']} of the {loader.num_examples} examples of {split}")
+        stream.check_damaged(total["damaged"], loader.num_examples, self.config.data.max_damaged)
         return total
+
+    def check_training_images(self, damaged: float, first: int, last: int) -> None:
+        """Stop if too many of those of the steps from `first` to before `last` were damaged, in any of their epochs.
+
+        `damaged` counts over all hosts, so that all stop together.
+
+        Raises:
+          UserError: they were.
+        """
+        num_examples, repeats = len(self.splits["train"]), self.config.augment.repeats
+        distinct = self.config.train.batch_size // repeats
+        epochs = math.ceil(last * distinct / num_examples) - first * distinct // num_examples
+        stream.check_damaged(damaged, max(epochs, 1) * num_examples * repeats, self.config.data.max_damaged)
 
     @functools.cached_property
     def layers(self) -> list[Layer]:

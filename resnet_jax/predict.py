@@ -12,7 +12,7 @@ import numpy as np
 from resnet_jax.build import build_data, evaluation_views
 from resnet_jax.data.archives import open_evaluation_set
 from resnet_jax.data.sources import dataset_facts, open_splits
-from resnet_jax.data.stream import DamageReport, read_ahead, read_views
+from resnet_jax.data.stream import check_damaged, name_damaged, read_ahead, read_views
 from resnet_jax.environment import use_compilation_cache
 from resnet_jax.errors import UserError
 from resnet_jax.predictions import Predictions, judge
@@ -77,17 +77,18 @@ def predict(
         given = [images, images[:, :, ::-1]] if flip else [images]
         return np.mean([np.asarray(probabilities(each), np.float64) for each in given], axis=0)
 
-    damage = DamageReport(source, config.data.max_damaged)
     most = min(config.eval.batch_size, len(source))
-    labels, judged = [], {}
+    labels, damaged, judged = [], [], {}
 
     def remembered():
         read = functools.partial(read_views, source, views)
         for index, (images, label) in enumerate(read_ahead(read, len(source), config.data.num_workers)):
             labels.append(tuple(np.atleast_1d(label).tolist()))
-            damage.add(np.array([-1 if images else index]))
             if not images:
                 judged[index] = (-1, False, math.log(facts.num_classes))
+                damaged.append(index)
+                name_damaged(source, np.array([index]))
+                check_damaged(len(damaged), len(source), config.data.max_damaged)
             yield index, images
 
     for index, mean in _mean_over_views(remembered(), averaged, most):

@@ -8,7 +8,7 @@ import numpy as np
 
 from resnet_jax.build import build_data, build_model, evaluation_examples, image_shape, variable_shapes
 from resnet_jax.checkpoint import Checkpoints
-from resnet_jax.data.stream import Workers, batches
+from resnet_jax.data.stream import Workers, batches, check_damaged, name_damaged
 from resnet_jax.errors import UserError
 from resnet_jax.models.resnet import ResNet
 from resnet_jax.validate import check_config
@@ -54,10 +54,11 @@ def load_data(workdir: str | pathlib.Path, split: str = "test") -> tuple[jax.Arr
       split: "train", "validation" or "test".
 
     Returns:
-      (images, labels): float32 (n, h, w, c), normalised, on the default device; int32 (n,).
+      (images, labels): float32 (n, h, w, c), normalised, on the default device; int32 (n,). An image that is damaged
+      is black, and warned of.
 
     Raises:
-      UserError: no run, no such split, data that are not prepared.
+      UserError: no run, no such split, data that are not prepared, too many damaged images.
     """
     config = read_config(workdir)
     check_config(config)
@@ -69,5 +70,7 @@ def load_data(workdir: str | pathlib.Path, split: str = "test") -> tuple[jax.Arr
         examples = evaluation_examples(config, splits[split], batch_size=len(ids))
         workers = Workers("threads", config.data.num_workers).settled(examples, ids)
         (whole,) = batches(examples, 0, 1, ids, workers)
+        name_damaged(splits[split], whole["damaged"])
+        check_damaged(np.sum(whole["damaged"] >= 0), len(ids), config.data.max_damaged)
         return jax.jit(prepare)(whole["image"]), whole["label"]
     return jax.jit(prepare)(splits[split].images), splits[split].labels

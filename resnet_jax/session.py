@@ -67,6 +67,7 @@ class Session:
 
         Raises:
           InterruptedRun: `stopping`, before the end; it is saved.
+          UserError: too many damaged images.
         """
         run, window = self.run, self.window
         if run.is_log_step(step):
@@ -75,6 +76,7 @@ class Session:
             self.display.train(step, run.epoch(step), values)
             self.probe_layers(step, state)
             window.restart_clock()
+        run.check_training_images(window.damaged, self.step, step)
         if run.is_eval_step(step):
             self.checkpoints.save(step, state, metrics=self._evaluate(step, state), notes=window.notes())
             window.restart_clock()

@@ -80,8 +80,8 @@ def make_train_step(
 ) -> Callable:
     """A function `(state, batch, key) -> (state, sums)` that updates the weights once.
 
-    The batch holds this device's `image`, float32 (b, h, w, c), and `target`, float32 (b, classes). The key, this
-    device's for this step, is that of dropout.
+    The batch holds this device's `image`, float32 (b, h, w, c), `target`, float32 (b, classes), and maybe `damaged`,
+    bool (b,). The key, this device's for this step, is that of dropout.
 
     Args:
       model: called with `train=True`.
@@ -97,8 +97,8 @@ def make_train_step(
       mean, sum: over devices.
 
     Returns:
-      The step. Its sums are those of `classification_sums` over the global batch, `grad_norm` (of the averaged
-      gradient, before clipping) and `param_norm` (after the update).
+      The step. Its sums are those of `classification_sums` over the global batch, `damaged` (how many images),
+      `grad_norm` (of the averaged gradient, before clipping) and `param_norm` (after the update).
 
     Raises:
       UserError: a threshold for another loss.
@@ -132,6 +132,7 @@ def make_train_step(
     def train_step(state: TrainState, batch: dict, key: jax.Array) -> tuple[TrainState, dict]:
         compute = gradient if microbatches == 1 else accumulate
         grads, (batch_stats, sums) = compute(state.params, state.batch_stats, batch["image"], batch["target"], key)
+        sums["damaged"] = jnp.sum(_damaged(batch), dtype=jnp.float32)
         grads, batch_stats, sums = mean(grads), mean(batch_stats), sum(sums)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
@@ -149,17 +150,22 @@ def make_eval_step(model, *, sum: Callable = identity) -> Callable:
     """A function `(variables, batch) -> sums`; the batch holds `image`, `target`, `mask` and maybe `damaged`.
 
     An image that is `damaged` (bool (b,), beside the mask) counts as a wrong answer, and with the loss of a guess.
+    The sums are those of `classification_sums` and `class_sums`, and `damaged`.
     """
 
     def eval_step(variables: dict, batch: dict) -> dict:
         logits = model.apply(variables, batch["image"], train=False)
-        damaged = batch.get("damaged", jnp.zeros_like(batch["mask"]))
+        damaged = _damaged(batch)
         scored = (logits, batch["target"], batch["mask"] & ~damaged)
         sums = {**classification_sums(*scored), **class_sums(*scored)}
-        num_damaged, num_classes = jnp.sum(damaged, dtype=jnp.float32), logits.shape[-1]
-        sums["count"] += num_damaged
-        sums["loss"] += num_damaged * jnp.log(float(num_classes))
+        sums["damaged"] = jnp.sum(damaged, dtype=jnp.float32)
+        sums["count"] += sums["damaged"]
+        sums["loss"] += sums["damaged"] * jnp.log(float(logits.shape[-1]))
         sums["class_count"] += jnp.sum(batch["target"] * damaged[:, None], axis=0)
         return sum(sums)
 
     return eval_step
+
+
+def _damaged(batch):
+    return batch.get("damaged", jnp.zeros(len(batch["image"]), bool))

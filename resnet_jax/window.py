@@ -18,6 +18,9 @@ class TrainingWindow:
 
     Args:
       notes: from a checkpoint, to go on from there; what is logged does not depend on where a run was interrupted.
+
+    Attributes:
+      damaged: how many images of the session could not be decoded.
     """
 
     def __init__(self, notes: dict | None = None):
@@ -28,6 +31,7 @@ class TrainingWindow:
         self._watcher = ThreadPoolExecutor(1)  # sees when the device is done with a dispatch
         self._done = None
         self._programs = set()  # by their number of steps and the shapes of their input
+        self.damaged = 0.0
         self._timed_images, self._timed_seconds = 0.0, 0.0  # of the whole session, without compilation and evaluation
         self.restart_clock()
 
@@ -105,6 +109,7 @@ class TrainingWindow:
                 step = last_step - len(sums[name]) + 1 + broken[0]
                 raise DivergedError(f"the {name} of step {step} is {sums[name][broken[0]]}")
         del sums["grad_norm"], sums["param_norm"]
+        self.damaged += float(sums.pop("damaged").sum())
         self._sums = add_sums(self._sums, {name: value.sum(dtype=np.float64) for name, value in sums.items()})
         self._images += float(sums["count"].sum())
 

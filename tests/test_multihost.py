@@ -10,6 +10,7 @@ import sys
 import jax
 import numpy as np
 import pytest
+import simplejpeg
 
 from resnet_jax import UserError, loop
 from resnet_jax.logs import read_metrics
@@ -36,17 +37,24 @@ STREAMED = {
     "log__every_steps": 2,
 }
 RUNS = {"device": SETTINGS, "stream": STREAMED}
+DAMAGED = {**STREAMED, "data__name": "folder", "data__validation_size": 0, "augment__repeats": 1}
 PROCESS = """
 import sys, jax
 workdir, port, index = sys.argv[1], sys.argv[2], int(sys.argv[3])
 address = f"127.0.0.1:{port}"
 jax.distributed.initialize(address, num_processes=2, process_id=index, coordinator_bind_address=address)
+import resnet_jax
 from resnet_jax import loop
 from tests.tiny import tiny_config
 """
 TRAIN = f"""
 for name, settings in {RUNS}.items():
     loop.train(tiny_config(**settings, parallel__distributed=True), workdir + "/" + name)
+try:
+    config = tiny_config(**{DAMAGED}, data__data_dir=workdir + "/photos", parallel__distributed=True)
+    loop.train(config, workdir + "/stopped")
+except resnet_jax.UserError as error:
+    print("stopped:", error)
 """
 STUDY = f"""
 config = tiny_config(**{SETTINGS}, parallel__distributed=True)
@@ -88,8 +96,12 @@ def run_two_processes(code, workdir):
 
 @pytest.fixture(scope="module")
 def trained_by_two_processes(tmp_path_factory):
-    """A folder with both RUNS, and what the processes printed."""
+    """A folder with both RUNS, and what the processes printed of them and of a run with DAMAGED data."""
     folder = tmp_path_factory.mktemp("two")
+    for path in (folder / "photos" / split / "a" / f"{i}.jpg" for split in ("train", "test") for i in range(30)):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(simplejpeg.encode_jpeg(np.full((8, 8, 3), 100, np.uint8)))
+    (folder / "photos" / "train" / "a" / "7.jpg").write_bytes(b"damaged")
     return folder, run_two_processes(TRAIN, folder)
 
 
@@ -97,6 +109,13 @@ def trained_by_two_processes(tmp_path_factory):
 def test_one_of_two_processes_prints(trained_by_two_processes):
     _, outputs = trained_by_two_processes
     assert outputs[0].count("Results") == 2 and "Results" not in outputs[1]
+
+
+@pytest.mark.slow
+def test_a_damaged_image_that_one_process_reads_stops_both(trained_by_two_processes):
+    _, outputs = trained_by_two_processes
+    assert all("stopped: data.max_damaged: expected at most 0.10%" in output for output in outputs)
+    assert ["7.jpg cannot be decoded" in output for output in outputs].count(True) == 1
 
 
 @pytest.mark.slow

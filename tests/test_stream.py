@@ -174,7 +174,7 @@ def test_memory_is_used_again_only_when_nobody_holds_it():
 def test_the_loader_gives_a_step_again_and_any_other():
     examples = train_examples()
     expected = host_batches(examples, count=5)
-    loader = stream.TrainLoader(examples, np.arange(12), lambda x: x, THREADS, 0.0)
+    loader = stream.TrainLoader(examples, np.arange(12), lambda x: x, THREADS)
     for step in (0, 0, 1, 2, 2, 0, 4, 4, 3):
         np.testing.assert_array_equal(loader.feed(step).batch["image"], expected[step]["image"])
 
@@ -184,23 +184,30 @@ def test_the_loader_gives_a_step_again_and_any_other():
 
 def test_a_damaged_image_is_reported_and_the_next_takes_its_place():
     source = Numbered(30, damaged=(4, 5))
-    loader = stream.TrainLoader(
-        train_examples(source, batch_size=30, choose_box=center_box), np.arange(30), lambda x: x, THREADS, 0.1
-    )
+    examples = train_examples(source, batch_size=30, choose_box=center_box)
+    loader = stream.TrainLoader(examples, np.arange(30), lambda x: x, THREADS)
     with pytest.warns(UserWarning, match="example [45] cannot be decoded") as warned:
         batch = loader.feed(0).batch
-    assert len(warned) == 2
+    assert len(warned) == 2 and batch["damaged"].sum() == 2
     ids = ids_of(batch)
     assert sorted(ids.tolist()) == sorted([*range(4), 6, 6, 6, *range(7, 30)])
     np.testing.assert_array_equal(batch["label"], ids % 7)
+    assert (ids[batch["damaged"]] == 6).all()
 
 
-def test_more_damaged_images_than_allowed_stop_the_run_and_are_named():
-    source = Numbered(30, damaged=(4, 5))
-    loader = stream.TrainLoader(train_examples(source, batch_size=30), np.arange(30), lambda x: x, THREADS, 0.05)
-    expected = "data.max_damaged: expected at most 5.00% of 30 .* example 4, example 5"
-    with pytest.raises(UserError, match=expected), pytest.warns(UserWarning):
-        loader.feed(0)
+@pytest.mark.parametrize("devices", [1, 4])
+def test_more_damaged_images_than_allowed_stop_the_run_and_are_named(folder, tmp_path, devices):
+    copy = shutil.copytree(folder, tmp_path / "photos")
+    for name in ("000.jpg", "002.jpg"):
+        (copy / "train" / "china" / name).write_bytes(b"damaged")
+    settings = {"data__validation_size": 0, "parallel__devices": devices, "train__steps": 12}
+    with pytest.warns(UserWarning) as warned:  # five epochs with two damaged images of 20 are a tenth all along
+        loop.train(photo_config(copy, **settings, data__max_damaged=0.1), tmp_path / "enough")
+        with pytest.raises(UserError, match="data.max_damaged: expected at most 9.00% of 20 images .* found 2"):
+            loop.train(photo_config(copy, **settings, data__max_damaged=0.09), tmp_path / "stopped")
+    text = " ".join(str(warning.message) for warning in warned)
+    assert "000.jpg cannot be decoded" in text and "002.jpg cannot be decoded" in text
+    assert not (tmp_path / "stopped" / "result.json").exists()
 
 
 def test_a_file_that_is_gone_is_a_damaged_image(folder, tmp_path):
@@ -232,10 +239,10 @@ def test_a_source_of_nothing_but_damaged_images_ends():
         host_batches(train_examples(source))
 
 
-def eval_loader(source, batch_size, rows=None, max_damaged=0.0):
+def eval_loader(source, batch_size, rows=None):
     examples = stream.EvalExamples(source, lambda image: [image], np.zeros((8, 8, 3), np.uint8), batch_size)
     rows = np.arange(batch_size) if rows is None else rows
-    return stream.EvalLoader(examples, rows, lambda x: x, THREADS, max_damaged)
+    return stream.EvalLoader(examples, rows, lambda x: x, THREADS)
 
 
 @pytest.mark.parametrize("batch_size", [2, 6, 10, 16])
@@ -250,7 +257,7 @@ def test_evaluation_takes_every_example_exactly_once(batch_size, hosts):
 
 def test_a_damaged_image_is_not_dropped_from_evaluation():
     with pytest.warns(UserWarning, match="example 4 cannot be decoded"):
-        (feed,) = eval_loader(Numbered(10, damaged=(4,)), 16, max_damaged=0.1).feeds()
+        (feed,) = eval_loader(Numbered(10, damaged=(4,)), 16).feeds()
     assert feed.batch["mask"].sum() == 10
     assert np.flatnonzero(feed.batch["damaged"]).tolist() == [4]
 

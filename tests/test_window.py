@@ -6,6 +6,8 @@ import pytest
 from resnet_jax import window
 from resnet_jax.window import TrainingWindow
 
+SUMS = ("loss", "correct", "correct5", "count", "damaged", "grad_norm", "param_norm")
+
 
 @pytest.mark.parametrize(
     ("device_done_at", "share"),
@@ -16,7 +18,7 @@ def test_the_device_waits_from_when_it_is_done_with_what_it_had(monkeypatch, dev
     now = [10.0]
     monkeypatch.setattr(window.time, "perf_counter", lambda: now[0])
     measured = TrainingWindow()
-    sums = {name: np.ones(1) for name in ("loss", "correct", "correct5", "count", "grad_norm", "param_norm")}
+    sums = {name: np.ones(1) for name in SUMS}
     measured.add(1, sums)
     measured._done = Future()
     if device_done_at is not None:

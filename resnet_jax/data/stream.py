@@ -320,34 +320,26 @@ def _start_worker(worker: int, workers: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the main process, which ends the others
 
 
-class DamageReport:
-    """Counts examples that could not be decoded, on this host, and stops when there are too many.
+# --- damage ---
 
-    Args:
-      source: they come from.
-      limit: share of the source that may be damaged.
+
+def name_damaged(source, ids: np.ndarray) -> None:
+    """Warn of the examples of a source that could not be decoded: ids, or -1."""
+    for index in ids[ids >= 0].tolist():
+        warnings.warn(f"{source.name(index)} cannot be decoded", stacklevel=1)
+
+
+def check_damaged(damaged: float, images: int, limit: float) -> None:
+    """Stop where `damaged` of so many images are more than the share `limit`.
+
+    Raises:
+      UserError: they are.
     """
-
-    def __init__(self, source, limit: float):
-        self._source, self._limit = source, limit
-        self.ids = set()
-
-    def add(self, ids: np.ndarray) -> None:
-        """Of a batch: ids, or -1.
-
-        Raises:
-          UserError: more are damaged than may be.
-        """
-        for index in sorted(set(ids[ids >= 0].tolist()) - self.ids):
-            self.ids.add(index)
-            warnings.warn(f"{self._source.name(index)} cannot be decoded", stacklevel=1)
-        if len(self.ids) > self._limit * len(self._source):
-            names = ", ".join(self._source.name(index) for index in sorted(self.ids)[:3])
-            raise UserError(
-                f"data.max_damaged: expected at most {self._limit:.2%} of {len(self._source):,} examples to be "
-                f"damaged, found {len(self.ids)} already, such as {names}; mend or remove them, or allow more "
-                "(--config.data.max_damaged=0.02)"
-            )
+    if damaged > limit * images:
+        raise UserError(
+            f"data.max_damaged: expected at most {limit:.2%} of {images:,} images to be damaged, found {damaged:.0f}, "
+            "which the warnings name; mend or remove them, or allow more (--config.data.max_damaged=0.02)"
+        )
 
 
 # --- loaders ---
@@ -361,12 +353,10 @@ class TrainLoader:
       rows: int (b,), positions in the global batch that are this process's.
       put: makes arrays on devices of this process's part of a batch.
       workers: see there.
-      max_damaged: share of the split.
     """
 
-    def __init__(self, examples: TrainExamples, rows: np.ndarray, put: Callable, workers: Workers, max_damaged: float):
+    def __init__(self, examples: TrainExamples, rows: np.ndarray, put: Callable, workers: Workers):
         self._examples, self._rows, self._put, self._workers = examples, rows, put, workers
-        self._damage = DamageReport(examples.source, max_damaged)
         self._iterator, self._step, self._feed = None, None, None
 
     def feed(self, step: int) -> Feed:
@@ -375,7 +365,7 @@ class TrainLoader:
             if self._iterator is None or step != self._step + 1:
                 self._start(step)
             self._step, (batch, damaged) = step, next(self._iterator)
-            self._damage.add(damaged)
+            name_damaged(self._examples.source, damaged)
             self._feed = Feed({}, batch)
         return self._feed
 
@@ -392,14 +382,13 @@ class TrainLoader:
         self._iterator = iter(grain.experimental.ThreadPrefetchIterDataset(made, prefetch_buffer_size=_AHEAD))
 
     def _handed_over(self, batch):
-        damaged = batch.pop("damaged")
-        return self._put(batch), damaged
+        return self._put({**batch, "damaged": batch["damaged"] >= 0}), batch["damaged"]
 
 
 def train_batch(
     feed: Feed, batch_size: int, ahead: int | jax.Array, shard: int | jax.Array, shards: int
 ) -> dict[str, jax.Array]:
-    """As `device.train_batch`: what was cut on the host, and is this device's already."""
+    """As `device.train_batch`, and `damaged`, bool (b,): what was cut on the host, and is this device's already."""
     return feed.batch
 
 
@@ -411,31 +400,20 @@ class EvalLoader:
       rows: int (b,), positions in the global batch that are this process's.
       put: makes arrays on devices of this process's part of a batch.
       workers: see there.
-      max_damaged: share of the split.
     """
 
-    def __init__(
-        self,
-        examples: EvalExamples,
-        rows: np.ndarray,
-        put: Callable,
-        workers: Workers,
-        max_damaged: float,
-    ):
+    def __init__(self, examples: EvalExamples, rows: np.ndarray, put: Callable, workers: Workers):
         self.num_examples = len(examples.source)
         self.batch_size = examples.batch_size
-        self._examples, self._rows, self._put = examples, rows, put
-        self._workers, self._max_damaged = workers, max_damaged
+        self._examples, self._rows, self._put, self._workers = examples, rows, put, workers
 
     def feeds(self) -> Iterator[Feed]:
         """One feed for each batch."""
-        damage = DamageReport(self._examples.source, self._max_damaged)
         self._workers = self._workers.settled(self._examples, self._rows)
         made = batches(self._examples, 0, -(-self.num_examples // self.batch_size), self._rows, self._workers)
         for batch in grain.experimental.ThreadPrefetchIterDataset(made, prefetch_buffer_size=_AHEAD):
-            damaged = batch.pop("damaged")
-            damage.add(damaged)
-            yield Feed({}, self._put({**batch, "damaged": damaged >= 0}))
+            name_damaged(self._examples.source, batch["damaged"])
+            yield Feed({}, self._put({**batch, "damaged": batch["damaged"] >= 0}))
 
     def batch(self, feed: Feed, shard: int | jax.Array, shards: int) -> dict[str, jax.Array]:
         """This device's part of the batch (traced): as `device.EvalLoader.batch`, and `damaged`, bool (b,)."""
