@@ -230,7 +230,7 @@ def test_another_folder_with_the_same_classes_can_be_evaluated_on(tmp_path):
 
 
 def test_a_benchmark_of_corruptions_stands_for_75_sets():
-    names = archives.expand_corruptions(["cifar10_corrupted", "imagenet_v2"])
+    names = archives.expand_corruptions(["tfds:cifar10_corrupted", "imagenet_v2"])
     assert len(names) == 76 and names[0] == "cifar10_corrupted/gaussian_noise_1" and names[-1] == "imagenet_v2"
     tfds = pytest.importorskip("tensorflow_datasets")
     for name in ("cifar10_corrupted", "imagenet2012_corrupted"):

@@ -427,6 +427,8 @@ def test_evaluation_sets_are_read_with_all_right_labels_and_their_classes_alone(
     assert [source.read(i).label.tolist() for i in range(3)] == [[3, 4], [], [999]] and possible is None
     store("imagenet_a", tmp_path, "test", "label", [(10, 6), (20, 11), (30, 6)])
     source, possible = archives.open_evaluation_set("imagenet_a", str(tmp_path), imagenet)
+    _, as_elsewhere = archives.open_evaluation_set("tfds:imagenet_a", str(tmp_path), imagenet)
+    np.testing.assert_array_equal(as_elsewhere, possible)
     assert np.flatnonzero(possible).tolist() == [6, 11] and grey_and_label(source) == [(10, 6), (20, 11), (30, 6)]
     store("imagenet_v2", tmp_path, "test", "label", [(10, 6)])
     assert archives.open_evaluation_set("imagenet_v2", str(tmp_path), imagenet)[1] is None

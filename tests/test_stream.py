@@ -235,7 +235,7 @@ def test_the_scaling_of_threads_is_measured():
 
 def test_a_source_of_nothing_but_damaged_images_ends():
     source = Numbered(3, damaged=(0, 1, 2))
-    with pytest.raises(UserError, match="none of the 3 examples can be decoded"):
+    with pytest.raises(UserError, match="none of 3 examples can be decoded, from example"):
         host_batches(train_examples(source))
 
 

@@ -262,7 +262,7 @@ def open_evaluation_set(name: str, data_dir: str | None, class_names: tuple[str,
             f"--data: expected the {len(class_names)} classes of the run ({class_names[0]}, ...), found "
             f"{len(source.class_names)} in {name} ({source.class_names[0]}, ...)"
         )
-    if name not in _OF_SOME_CLASSES:
+    if builder.name not in _OF_SOME_CLASSES:
         return source, None
     present = {int(source.read(index).label) for index in range(len(source))}
     return source, np.isin(np.arange(len(class_names)), list(present))
@@ -280,7 +280,7 @@ _CORRUPTIONS = {
 def expand_corruptions(names: list[str]) -> list[str]:
     """`cifar10_corrupted` and `imagenet2012_corrupted` stand for all the 75 sets of their benchmarks."""
     expanded = []
-    for name in names:
+    for name in (name.removeprefix("tfds:") for name in names):
         kinds = _CORRUPTIONS.get(name, "").split()
         expanded += [f"{name}/{kind}_{severity}" for kind in kinds for severity in range(1, 6)] or [name]
     return expanded

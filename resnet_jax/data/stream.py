@@ -29,6 +29,7 @@ from resnet_jax.errors import UserError
 _PART = 32  # rows
 _ENDLESS = 2**40  # batches
 _KEPT = 8  # batches whose memory may be used again
+_ATTEMPTS = 100  # examples in a row that may be damaged
 _AHEAD = 2  # batches that lie on the device before they are asked for
 
 if not flags.FLAGS.is_parsed():
@@ -128,7 +129,8 @@ class TrainExamples:
         def choose_box(height, width):
             return self.choose_box(draws, height, width, size=len(out))
 
-        for attempt in range(len(self.source)):
+        attempts = min(len(self.source), _ATTEMPTS)
+        for attempt in range(attempts):
             stored = self.source.read((wanted + attempt) % len(self.source))
             try:
                 if isinstance(stored.image, bytes):
@@ -138,7 +140,8 @@ class TrainExamples:
             except DamagedImage:
                 continue
             return stored.label, wanted if attempt else -1
-        raise UserError(f"data.name: none of the {len(self.source)} examples can be decoded")
+        first = self.source.name(wanted)
+        raise UserError(f"data.name: none of {attempts} examples can be decoded, from {first} on; are the data there?")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -338,7 +341,7 @@ def check_damaged(damaged: float, images: int, limit: float) -> None:
     if damaged > limit * images:
         raise UserError(
             f"data.max_damaged: expected at most {limit:.2%} of {images:,} images to be damaged, found {damaged:.0f}, "
-            "which the warnings name; mend or remove them, or allow more (--config.data.max_damaged=0.02)"
+            "which the warnings name; mend or remove them, or train a run that allows more (data.max_damaged)"
         )
 
 
