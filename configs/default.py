@@ -45,9 +45,7 @@ def get_config() -> ml_collections.ConfigDict:
     data.normalization = "channel"  # by the data set's mean and std; or "pixel_mean": minus the mean training image
     data.workers = "auto"  # of the stream: threads or processes; auto: threads, where they do not block each other
     data.num_workers = placeholder(int)  # on each host; default: as many as there are CPUs
-    data.max_damaged = (
-        0.001  # of the stream: share of a split's images that may be damaged, on average over the epochs begun
-    )
+    data.max_damaged = 0.001  # of the stream: share of the images that may be damaged, in the mean of the epochs begun
 
     config.augment = augment = ml_collections.ConfigDict()
     augment.view = "center"  # of the stream, what is cut from an image: the centre, random_resized or scale_jitter

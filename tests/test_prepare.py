@@ -276,7 +276,9 @@ def test_what_is_prepared_already_is_reported_checked_and_left_alone(tmp_path, c
 
     info = tmp_path / "data" / "mnist" / "3.0.1" / "dataset_info.json"
     info.write_text(info.read_text().replace("array_record", "tfrecord"))
-    with pytest.raises(UserError, match="mnist is there, but not as ArrayRecord files.*TFRECORD"):
+    with pytest.raises(
+        UserError, match="mnist cannot be prepared there: .*give their --data_dir as --tfrecord, and another --data_dir"
+    ):
         run("mnist", tmp_path / "data")
 
 
@@ -396,7 +398,7 @@ def test_a_tfrecord_copy_is_converted_record_by_record(tmp_path):
         prepare("kmnist", str(tmp_path / "new"), tfrecord=str(tmp_path / "old"))
 
 
-def store(name, data_dir, split, label, records, class_names=None):
+def store(name, data_dir, split, label, records, class_names=None, size=40):
     """A data set with the name of an official one, made from (grey, label or labels) pairs."""
     names = class_names or tfds.builder("imagenet2012", data_dir=data_dir).info.features["label"].names
     classes = tfds.features.ClassLabel(names=names)
@@ -410,7 +412,7 @@ def store(name, data_dir, split, label, records, class_names=None):
         features=tfds.features.FeaturesDict(features),
         split_datasets={
             split: [
-                (i, {"image": np.full((40, 40, 3), grey, np.uint8), label: right, "file_name": f"{i}.jpg"})
+                (i, {"image": np.full((size, size, 3), grey, np.uint8), label: right, "file_name": f"{i}.jpg"})
                 for i, (grey, right) in enumerate(records)
             ]
         },
@@ -440,7 +442,7 @@ def test_a_net_is_evaluated_on_corrupted_images(tmp_path, capsys):
     names = DATASETS["cifar10"].class_names
     for severity in (1, 2):
         records = [(20 * i, i) for i in range(10)]
-        store(f"cifar10_corrupted/fog_{severity}", tmp_path, "test", "label", records, names)
+        store(f"cifar10_corrupted/fog_{severity}", tmp_path, "test", "label", records, names, size=32)
     prepare("cifar10_corrupted/fog_1", str(tmp_path))
     command = f"python -m resnet_jax.evaluate WORKDIR --data cifar10_corrupted/fog_1 --data_dir {tmp_path}"
     assert command in capsys.readouterr().out
