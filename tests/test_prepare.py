@@ -398,6 +398,24 @@ def test_a_tfrecord_copy_is_converted_record_by_record(tmp_path):
         prepare("kmnist", str(tmp_path / "new"), tfrecord=str(tmp_path / "old"))
 
 
+def test_a_tfrecord_copy_that_is_not_whole_is_refused(tmp_path):
+    write_idx(tmp_path / "files")
+    builder = tfds.builder("fashion_mnist", data_dir=tmp_path / "old", file_format="tfrecord")
+    prepare_lib._write_from_files(builder, "fashion_mnist", tmp_path / "files")
+    (shard,) = (tmp_path / "old").rglob("*-train.tfrecord-00000-of-00001")
+    whole = shard.read_bytes()
+    sizes = sum(SIZES.values()), SIZES["train"]
+    for content, message in (
+        (whole[:-5], "00000-of-00001 is damaged"),
+        (whole[: len(whole) // SIZES["train"]], f"expected {sizes[0]} examples .*, found {sizes[0] - sizes[1] + 1}"),
+        (None, f"expected {sizes[0]} examples .*, found {sizes[0] - sizes[1]}"),
+    ):
+        shard.unlink() if content is None else shard.write_bytes(content)
+        with pytest.raises(UserError, match=message):
+            prepare("fashion_mnist", str(tmp_path / "new"), tfrecord=str(tmp_path / "old"))
+    assert not list((tmp_path / "new").rglob("*.array_record*"))
+
+
 def store(name, data_dir, split, label, records, class_names=None, size=40):
     """A data set with the name of an official one, made from (grey, label or labels) pairs."""
     names = class_names or tfds.builder("imagenet2012", data_dir=data_dir).info.features["label"].names

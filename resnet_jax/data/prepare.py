@@ -141,15 +141,23 @@ def _convert(builder, name, tfrecord):
     if not shards:
         raise UserError(f"--tfrecord: expected TFRecord files of {name} in {source}, found none")
     target.parent.mkdir(parents=True, exist_ok=True)
+    expected, written = sum(split.num_examples for split in stored.info.splits.values()), 0
     with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
         unfinished = pathlib.Path(scratch) / "unfinished"
         shutil.copytree(source, unfinished, ignore=shutil.ignore_patterns("*.tfrecord-*"))
         for shard in shards:
             path = unfinished / shard.name.replace(".tfrecord-", ".array_record-")
             writer = array_record_module.ArrayRecordWriter(str(path), "group_size:1")
-            for record in tf.data.TFRecordDataset(str(shard)).as_numpy_iterator():
-                writer.write(record)
-            writer.close()
+            try:
+                for record in tf.data.TFRecordDataset(str(shard)).as_numpy_iterator():
+                    writer.write(record)
+                    written += 1
+            except tf.errors.OpError as error:
+                raise UserError(f"--tfrecord: {shard} is damaged: {error.message}; copy it again") from None
+            finally:
+                writer.close()
+        if written != expected:
+            raise UserError(f"--tfrecord: expected {expected:,} examples in {source}, found {written:,}; copy it again")
         info = json.loads((unfinished / "dataset_info.json").read_text())
         info["fileFormat"] = "array_record"
         (unfinished / "dataset_info.json").write_text(json.dumps(info, indent=2))
