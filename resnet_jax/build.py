@@ -352,9 +352,10 @@ class Run:
         return total
 
     def check_training_images(self, damaged: float, first: int, last: int) -> None:
-        """Stop if too many of those of the steps from `first` to before `last` were damaged, in any of their epochs.
+        """Stop if too many images of the steps from `first` to before `last` were damaged, in the mean of their epochs.
 
-        `damaged` counts over all hosts, so that all stop together.
+        `damaged` counts over all hosts, so that all stop together. An epoch counts as a whole once it has begun, since
+        its damage may lie anywhere in it.
 
         Raises:
           UserError: they were.
@@ -362,7 +363,7 @@ class Run:
         num_examples, repeats = len(self.splits["train"]), self.config.augment.repeats
         distinct = self.config.train.batch_size // repeats
         epochs = math.ceil(last * distinct / num_examples) - first * distinct // num_examples
-        stream.check_damaged(damaged, max(epochs, 1) * num_examples * repeats, self.config.data.max_damaged)
+        stream.check_damaged(damaged, epochs * num_examples * repeats, self.config.data.max_damaged)
 
     @functools.cached_property
     def layers(self) -> list[Layer]:
