@@ -1,19 +1,33 @@
-"""MODELS, the table of networks, and `create_model`."""
+"""MODELS, the table of networks, `create_model`, and the tables of values that networks are put together from."""
 
 import dataclasses
+import functools
+import inspect
+from collections.abc import Callable, Mapping
 
 import flax.linen as nn
 import jax.numpy as jnp
 
 from resnet_jax.errors import UserError, did_you_mean
+from resnet_jax.models.blocks import GATES
 from resnet_jax.models.cifar import CIFAR_MODELS
-from resnet_jax.models.layers import DOWNSAMPLES, NORMS, SHORTCUTS, STEMS
+from resnet_jax.models.conv import CONVS, DOWNSAMPLES
+from resnet_jax.models.norm import NORMS
 from resnet_jax.models.resnet import IMAGENET_MODELS
+from resnet_jax.models.shortcuts import SHORTCUTS
+from resnet_jax.models.stems import STEMS, Stem
 from resnet_jax.models.vgg import VGG_MODELS
 
 MODELS = {**IMAGENET_MODELS, **CIFAR_MODELS, **VGG_MODELS}
 
-_NAMED_VALUES = {"shortcut": SHORTCUTS, "stem": STEMS, "norm": NORMS, "downsample": DOWNSAMPLES}
+_TABLES = {
+    "conv": CONVS,
+    "norm": NORMS,
+    "downsample": DOWNSAMPLES,
+    "shortcut": SHORTCUTS,
+    "stem": STEMS,
+    "gate": GATES,
+}
 
 
 def attributes_of(name: str) -> list[str]:
@@ -24,7 +38,7 @@ def attributes_of(name: str) -> list[str]:
 def create_model(name: str, *, num_classes: int, dtype=jnp.float32, **overrides) -> nn.Module:
     """A network from the registry.
 
-    >>> model = create_model("resnet20", num_classes=10)
+    >>> model = create_model("resnet20", num_classes=10, norm={"name": "group", "groups": 8})
     >>> variables = model.init(jax.random.key(0), jnp.zeros((1, 32, 32, 3)), train=False)
     >>> logits = model.apply(variables, images, train=False)
 
@@ -32,12 +46,13 @@ def create_model(name: str, *, num_classes: int, dtype=jnp.float32, **overrides)
       name: a key of `MODELS`.
       num_classes: size of the logits.
       dtype: of the computation (`jnp.float32` or `jnp.bfloat16`); parameters stay float32.
-      **overrides: other attributes of the model (`attributes_of`). `shortcut`, `stem`, `norm` and `downsample` are
-        keys of `layers.SHORTCUTS`, `layers.STEMS`, `layers.NORMS` and `layers.DOWNSAMPLES`, or values of your own of
-        the same kind.
+      **overrides: other attributes of the model (`attributes_of`). Each of `conv`, `norm`, `downsample`, `shortcut`,
+        `stem` and `gate` is a key of its table (`CONVS`, `NORMS`, ...), or a mapping `{"name": key, **settings}`, or a
+        value of your own of the same kind. Settings are keyword arguments of the function in the table: those that
+        have a default which is not itself a function.
 
     Raises:
-      UserError: an unknown name, shortcut, stem, norm, downsample or attribute.
+      UserError: an unknown name, attribute, or key or setting of an attribute.
     """
     if name not in MODELS:
         raise UserError(f"model.name: no model is called {name!r}; {did_you_mean(name, MODELS)}")
@@ -49,8 +64,47 @@ def create_model(name: str, *, num_classes: int, dtype=jnp.float32, **overrides)
     for key, value in overrides.items():
         if key not in attributes:
             raise UserError(f"model.{key}: a model {name} has no such attribute; {did_you_mean(key, attributes)}")
-        if key in _NAMED_VALUES and isinstance(value, str):
-            if value not in _NAMED_VALUES[key]:
-                raise UserError(f"model.{key}: no {key} is called {value!r}; {did_you_mean(value, _NAMED_VALUES[key])}")
-            overrides[key] = _NAMED_VALUES[key][value]
+        if key in _TABLES:
+            overrides[key] = _value(key, value)
     return MODELS[name](num_classes=num_classes, dtype=dtype, **overrides)
+
+
+def _value(kind: str, given) -> Callable | Stem | None:
+    """The value that an override of `kind` stands for."""
+    if isinstance(given, Stem if kind == "stem" else Callable) or (kind == "gate" and given is None):
+        return given
+    if not isinstance(given, str | Mapping):
+        raise UserError(
+            f"model.{kind}: expected a key of {kind.upper()}S, a mapping {{'name': key, ...settings}} or a value of "
+            f"your own, found {given!r}"
+        )
+    settings = {"name": given} if isinstance(given, str) else dict(given)
+    name, table = settings.pop("name", None), _TABLES[kind]
+    if name not in table:
+        known = did_you_mean(name, table) if table else f"{kind.upper()}S is empty; pass a function"
+        raise UserError(f"model.{kind}: no {kind} is called {name!r}; {known}")
+    return _bound(kind, name, table[name], settings)
+
+
+def _bound(kind: str, name: str, value: Callable | Stem, settings: dict) -> Callable | Stem:
+    if not settings:
+        return value
+    if isinstance(value, Stem):
+        return dataclasses.replace(value, layers=_bound(kind, name, value.layers, settings))
+    parameters = inspect.signature(value).parameters.values()
+    known = [
+        parameter.name
+        for parameter in parameters
+        if parameter.kind is parameter.KEYWORD_ONLY
+        and parameter.default is not parameter.empty
+        and not callable(parameter.default)
+    ]
+    for key in settings:
+        if key not in known:
+            raise UserError(f"model.{kind}: {name} has no setting {key!r}; {did_you_mean(key, known)}")
+    return functools.partial(value, **{key: _frozen(setting) for key, setting in settings.items()})
+
+
+def _frozen(setting):
+    """A setting from JSON, its lists as tuples, which can be hashed."""
+    return tuple(map(_frozen, setting)) if isinstance(setting, list | tuple) else setting

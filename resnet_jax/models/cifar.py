@@ -7,22 +7,23 @@ nets (the code released for ResNet-1001 has it on the first 1x1).
 
 import functools
 
-from resnet_jax.models import layers
 from resnet_jax.models.resnet import V1_BASIC, V1_BOTTLENECK, V2_BASIC, V2_BOTTLENECK, ResNet
+from resnet_jax.models.shortcuts import SHORTCUTS, no_shortcut
+from resnet_jax.models.stems import SMALL_IMAGE_STEM
 
 
 def _cifar_net(n, blocks, shortcut):
     return functools.partial(
-        ResNet, stage_sizes=(n, n, n), stem=layers.SMALL_IMAGE_STEM, shortcut=shortcut, width=16, **blocks
+        ResNet, stage_sizes=(n, n, n), stem=SMALL_IMAGE_STEM, shortcut=shortcut, width=16, **blocks
     )
 
 
-def _basic_net(depth, blocks=V1_BASIC, shortcut=layers.SHORTCUTS["A"]):
+def _basic_net(depth, blocks=V1_BASIC, shortcut=SHORTCUTS["A"]):
     return _cifar_net((depth - 2) // 6, blocks, shortcut)
 
 
 def _bottleneck_net(depth, blocks):
-    return _cifar_net((depth - 2) // 9, blocks, layers.SHORTCUTS["B"])
+    return _cifar_net((depth - 2) // 9, blocks, SHORTCUTS["B"])
 
 
 CIFAR_MODELS = {
@@ -30,5 +31,5 @@ CIFAR_MODELS = {
     **{f"resnet{depth}": _bottleneck_net(depth, V1_BOTTLENECK) for depth in (164, 1001)},
     "preact_resnet110": _basic_net(110, V2_BASIC),
     **{f"preact_resnet{depth}": _bottleneck_net(depth, V2_BOTTLENECK) for depth in (164, 1001)},
-    **{f"plain{depth}": _basic_net(depth, shortcut=layers.no_shortcut) for depth in (20, 32, 44, 56, 110)},
+    **{f"plain{depth}": _basic_net(depth, shortcut=no_shortcut) for depth in (20, 32, 44, 56, 110)},
 }

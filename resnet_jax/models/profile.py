@@ -1,11 +1,15 @@
-"""What each layer of a model costs: shapes, parameters, multiply-adds and activation memory."""
+"""Cost of each layer of a model: shapes, parameters, multiply-adds and activation memory."""
 
+import contextlib
 import dataclasses
 import math
+from collections.abc import Iterator
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+
+from resnet_jax.models.blocks import Block
 
 
 @dataclasses.dataclass(frozen=True)
@@ -18,6 +22,7 @@ class Layer:
       parameters: number of trainable weights.
       multiply_adds: for one image; biases, norms, poolings and blurs count as nothing (He et al. 2015, Table 1).
       activation_bytes: of its output for one image.
+      is_on_main_path: False in shortcuts and gates, which do not count as depth.
     """
 
     name: str
@@ -25,25 +30,38 @@ class Layer:
     parameters: int
     multiply_adds: int
     activation_bytes: int
+    is_on_main_path: bool
 
 
 def profile(model: nn.Module, image_shape: tuple[int, int, int]) -> list[Layer]:
     """The layers of a model in the order of the forward pass, for one image (h, w, c). Nothing is computed."""
-    layers = []
+    images = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
+    with recorded_layers() as layers:
+        jax.eval_shape(lambda key, images: model.init(key, images, train=False), jax.random.key(0), images)
+    return layers
+
+
+@contextlib.contextmanager
+def recorded_layers() -> Iterator[list[Layer]]:
+    """A list of the layers that are called inside, as they are called."""
+    layers, joining = [], []
 
     def record(call, args, kwargs, context):
-        output = call(*args, **kwargs)
         module = context.module
+        if isinstance(module, Block) and context.method_name == Block.joined.__name__:
+            joining.append(module)
+            output = call(*args, **kwargs)
+            joining.pop()
+            return output
+        output = call(*args, **kwargs)
         if context.method_name == "__call__":
             params = {name: p for name, p in module.variables.get("params", {}).items() if isinstance(p, jax.Array)}
             if params:
-                layers.append(_describe(module.path, params, output))
+                layers.append(_describe(module.path, params, output, is_on_main_path=not joining))
         return output
 
-    images = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
     with nn.intercept_methods(record):
-        jax.eval_shape(lambda key, images: model.init(key, images, train=False), jax.random.key(0), images)
-    return layers
+        yield layers
 
 
 def totals(layers: list[Layer]) -> tuple[int, int, int]:
@@ -53,21 +71,19 @@ def totals(layers: list[Layer]) -> tuple[int, int, int]:
     )
 
 
-def _describe(path: tuple[str, ...], params: dict[str, jax.Array], output: jax.Array) -> Layer:
-    shape = output.shape[1:]
-    outputs_per_channel = math.prod(shape[:-1])  # each uses every weight of the kernel once
+def depth(layers: list[Layer]) -> int:
+    """The number in a net's name: layers with a kernel, without those of the shortcuts and gates."""
+    return sum(layer.multiply_adds > 0 and layer.is_on_main_path for layer in layers)
+
+
+def _describe(path: tuple[str, ...], params: dict[str, jax.Array], output: jax.Array, is_on_main_path: bool) -> Layer:
+    images, *shape = output.shape
+    outputs_per_channel = math.prod(shape[:-1])  # each uses every weight of a kernel once
     return Layer(
         name="/".join(path),
-        output_shape=shape,
+        output_shape=tuple(shape),
         parameters=sum(p.size for p in params.values()),
-        multiply_adds=params["kernel"].size * outputs_per_channel if "kernel" in params else 0,
-        activation_bytes=output.size * output.dtype.itemsize,
-    )
-
-
-def depth(layers: list[Layer]) -> int:
-    """The number in a net's name: layers with a kernel, without those of the shortcuts."""
-    return sum(
-        layer.multiply_adds > 0 and not layer.name.split("/")[-1].startswith(("downsample_", "gate"))
-        for layer in layers
+        multiply_adds=outputs_per_channel * sum(p.size for p in params.values() if p.ndim >= 2),
+        activation_bytes=output.size * output.dtype.itemsize // images,
+        is_on_main_path=is_on_main_path,
     )

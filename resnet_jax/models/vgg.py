@@ -7,7 +7,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from resnet_jax.models import layers
+from resnet_jax.models.conv import conv2d
+from resnet_jax.models.norm import announced, batch_norm
+from resnet_jax.models.stems import check_images
 
 
 class VGG(nn.Module):
@@ -17,11 +19,13 @@ class VGG(nn.Module):
       num_classes: size of the logits.
       stage_sizes: convolutions per stage, which have 64, 128, 256, 512 and 512 channels.
       dtype: of the computation. Parameters are float32 always.
+      conv: one of the functions in `CONVS`.
     """
 
     num_classes: int
     stage_sizes: Sequence[int]
     dtype: jnp.dtype = jnp.float32
+    conv: Callable = conv2d
 
     @property
     def smallest_image(self) -> int:
@@ -29,7 +33,7 @@ class VGG(nn.Module):
         return 2 ** len(self.stage_sizes)
 
     def normalized(self, x: jax.Array, name: str, train: bool) -> jax.Array:
-        """What a ReLU sees of a convolution: all of it, as it is."""
+        """Input of the ReLU after a convolution: its output, as there is no norm."""
         return x
 
     @nn.compact
@@ -48,14 +52,14 @@ class VGG(nn.Module):
         Raises:
           UserError: images of another rank, dtype or number of channels, or too small for the poolings.
         """
-        layers.check_images(images, self.smallest_image, "larger images (data.image_size)")
+        check_images(images, self.smallest_image, "larger images (data.image_size)")
         activations = {}
 
         x = images.astype(self.dtype)
         for stage, (convs, width) in enumerate(zip(self.stage_sizes, (64, 128, 256, 512, 512), strict=True), start=1):
             for index in range(1, convs + 1):
                 name = f"stage{stage}_conv{index}"
-                x = layers.conv(width, 3, use_bias=True, dtype=self.dtype, name=name)(x)
+                x = self.conv(width, 3, use_bias=True, dtype=self.dtype, name=name)(x)
                 x = nn.relu(self.normalized(x, f"stage{stage}_bn{index}", train))
             x = activations[f"stage{stage}"] = nn.max_pool(x, (2, 2), (2, 2))
         x = adaptive_average_pool(x, 7)
@@ -72,13 +76,13 @@ class NormalizedVGG(VGG):
     """A VGG net with a norm between every convolution, which keeps its bias, and its ReLU.
 
     Attributes:
-      norm: one of the functions in `layers.NORMS`.
+      norm: one of the functions in `NORMS`.
     """
 
-    norm: Callable = layers.batch_norm
+    norm: Callable = batch_norm
 
     def normalized(self, x: jax.Array, name: str, train: bool) -> jax.Array:
-        return self.norm(name=name, train=train, dtype=self.dtype)(x)
+        return announced(self.norm)(name=name, train=train, dtype=self.dtype)(x)
 
 
 def adaptive_average_pool(x: jax.Array, size: int) -> jax.Array:

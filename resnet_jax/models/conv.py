@@ -1,0 +1,80 @@
+"""Convolutions, and how a strided one shrinks its input.
+
+A conv is a function with the arguments of `conv2d` that makes a layer, (B, H, W, C) to (B, H / stride, W / stride,
+features). It is called inside a module's `@nn.compact` method, so that its parameters belong to that module under the
+given name. Stems, blocks, projections and VGG nets use the same.
+
+A downsampling is a function of a conv that gives a conv.
+"""
+
+from collections.abc import Callable
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+# He et al. 2015, "Delving Deep into Rectifiers", section 2.2; `fan_out` as in the released ResNets.
+he_normal_fan_out = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
+
+
+def conv2d(
+    features: int,
+    kernel: int,
+    stride: int = 1,
+    groups: int = 1,
+    use_bias: bool = False,
+    *,
+    name: str,
+    dtype,
+    kernel_init: Callable = he_normal_fan_out,
+    bias_init: Callable = nn.initializers.zeros,
+) -> nn.Conv:
+    """A square convolution, zero-padded by `kernel // 2` on every side (never "SAME")."""
+    return nn.Conv(
+        features,
+        (kernel, kernel),
+        (stride, stride),
+        padding=kernel // 2,
+        feature_group_count=groups,
+        use_bias=use_bias,
+        bias_init=bias_init,
+        kernel_init=kernel_init,
+        dtype=dtype,
+        name=name,
+    )
+
+
+CONVS = {"conv2d": conv2d}
+
+
+def blur(x: jax.Array) -> jax.Array:
+    """Each channel of (B, H, W, C) under the filter (1, 2, 1) x (1, 2, 1) / 16, zero-padded by one pixel."""
+    for axis in (1, 2):
+        padded = jnp.pad(x, [(1, 1) if a == axis else (0, 0) for a in range(x.ndim)])
+        # Sums, as they are several times faster than a convolution of single channels.
+        before, here, after = (jax.lax.slice_in_dim(padded, i, i + x.shape[axis], axis=axis) for i in range(3))
+        x = (before + 2 * here + after) / 4
+    return x
+
+
+def stride_in_conv(conv: Callable) -> Callable:
+    """The conv itself, which strides over its input."""
+    return conv
+
+
+def blur_before_stride(conv: Callable) -> Callable:
+    """`conv`, of the blurred input where it strides: BlurPool (Zhang 2019, arXiv:1904.11486).
+
+    In the paper the blur follows a convolution that strides no more; here it comes before the strided one, which costs
+    a quarter of that (ffcv-imagenet, `use_blurpool`; Composer, `blur_first`).
+    """
+
+    def blurred_conv(features: int, kernel: int, stride: int = 1, *args, **settings):
+        layer = conv(features, kernel, stride, *args, **settings)
+        return layer if stride == 1 else lambda x: layer(blur(x))
+
+    return blurred_conv
+
+
+# For the convolutions of blocks. A stem's stays as it is: ffcv blurs no input of fewer than 16 channels.
+DOWNSAMPLES = {"stride": stride_in_conv, "blur": blur_before_stride}
