@@ -19,7 +19,7 @@ except RuntimeError:  # a wheel with operators of its own
     torchvision = pytest.importorskip("torchvision")
 
 from resnet_jax import create_model  # noqa: E402
-from resnet_jax.models.layers import group_norm  # noqa: E402
+from resnet_jax.models.norm import group_norm  # noqa: E402
 from resnet_jax.models.vgg import adaptive_average_pool  # noqa: E402
 
 _SIZE = 64  # the last stage is 2x2; enough to see padding and strides

@@ -1,0 +1,111 @@
+import types
+
+import pytest
+
+from resnet_jax import MODELS, UserError, create_model
+from resnet_jax.models import CIFAR_MODELS
+from resnet_jax.models.profile import profile, totals
+from tests.models.nets import PUBLISHED, count, published_counts
+
+
+def cifar_parameters(depth, kind, version):
+    """(kernels and head, norms) of He et al. 2015, section 4.2 and 2016, section 5, written out; 10 classes."""
+    layers_per_block, expansion = {"basic": (2, 1), "bottleneck": (3, 4)}[kind]
+    kernels, norms, channels = 3 * 3 * 3 * 16, 2 * 16, 16
+    for width in (16, 32, 64):
+        out = expansion * width
+        for block in range((depth - 2) // (3 * layers_per_block)):
+            if kind == "basic":
+                kernels += 9 * channels * width + 9 * width * width
+            else:
+                kernels += channels * width + 9 * width * width + width * out
+                if block == 0:
+                    kernels += channels * out  # option B
+                    norms += 2 * out if version == 1 else 0
+            inside = (layers_per_block - 1) * width
+            norms += 2 * (inside + out) if version == 1 else 2 * (channels + inside)
+            channels = out
+    if version == 2:
+        norms += 2 * channels - 2 * 16  # one after the last block, none in the first
+    return kernels + channels * 10 + 10, norms
+
+
+@pytest.mark.parametrize("name", [name for name in MODELS if name != "tiny"])
+def test_every_registered_model_and_its_profile_have_the_published_number_of_parameters(name):
+    size, classes = (32, 10) if name in CIFAR_MODELS else (224, 1000)
+    model = create_model(name, num_classes=classes)
+    traced = {}
+
+    def init(*args, **kwargs):  # one trace for both counts: the deepest nets take seconds
+        traced.update(model.init(*args, **kwargs))
+        return traced
+
+    profiled, _, _ = totals(profile(types.SimpleNamespace(init=init), (size, size, 3)))
+    assert (count(traced["params"]), profiled) == (published_counts()[name],) * 2
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "version"),
+    [
+        *((f"resnet{depth}", "basic", 1) for depth in (20, 32, 44, 56, 110, 1202)),
+        *((f"resnet{depth}", "bottleneck", 1) for depth in (164, 1001)),
+        ("preact_resnet110", "basic", 2),
+        *((f"preact_resnet{depth}", "bottleneck", 2) for depth in (164, 1001)),
+    ],
+)
+def test_the_counts_of_cifar_nets_follow_from_their_definition_and_round_to_the_papers(name, kind, version):
+    kernels, norms = cifar_parameters(int(name.split("resnet")[1]), kind, version)
+    assert kernels + norms == published_counts()[name]
+    rounded = {name: value for table in PUBLISHED["parameter_counts_rounded"].values() for name, value in table.items()}
+    if name in rounded:
+        # He 2016 give 10.2M for 1001 layers, which is the number without norms; with them it is 10.3M.
+        found = kernels if name == "preact_resnet1001" else kernels + norms
+        digits = 2 if rounded[name] < 2e6 else 3
+        assert float(f"{found:.{digits - 1}e}") == rounded[name]
+
+
+def test_the_registry_holds_every_name_that_was_promised():
+    depths = (18, 34, 50, 101, 152, 200)
+    promised = {f"resnet{depth}{suffix}" for depth in depths for suffix in ("", "_v1")}
+    promised |= {f"preact_resnet{depth}" for depth in (*depths, 110, 164, 1001)}
+    promised |= {"plain18", "plain34"} | {f"resnet{depth}" for depth in (20, 32, 44, 56, 110, 164, 1001, 1202)}
+    promised |= {f"plain{depth}" for depth in (20, 32, 44, 56, 110)}
+    promised |= {f"vgg{depth}{suffix}" for depth in (11, 13, 16, 19) for suffix in ("", "_bn")}
+    assert promised == MODELS.keys() - {"tiny"}
+
+
+@pytest.mark.parametrize(
+    ("name", "source", "key"),
+    [
+        *((f"resnet{d}", "torchvision docs (v1.5)", f"resnet{d}") for d in (18, 34, 50, 101, 152)),
+        *((f"resnet{d}_v1", "He 2015 Table 1 (v1, stride on the 1x1)", str(d)) for d in (18, 34, 50, 101, 152)),
+        *((f"vgg{d}", "He 2015 Table 1 (v1, stride on the 1x1)", f"vgg{d}") for d in (16, 19)),
+    ],
+)
+def test_multiply_adds_equal_the_published_ones(name, source, key):
+    _, multiply_adds, _ = totals(profile(create_model(name, num_classes=1000), (224, 224, 3)))
+    # The paper's figures have two digits, some cut off rather than rounded.
+    assert multiply_adds == pytest.approx(PUBLISHED["multiply_adds_224"][source][key], rel=0.025)
+
+
+@pytest.mark.parametrize(
+    ("name", "overrides", "message"),
+    [
+        (
+            "vgg16",
+            {"shortcut": "A"},
+            "model.shortcut.*vgg16 has no such attribute.*known: num_classes, stage_sizes, dtype",
+        ),
+        ("vgg16", {"norm": "group"}, "model.norm.*vgg16 has no such attribute"),
+        ("vgg16", {"downsample": "blur"}, "model.downsample.*vgg16 has no such attribute"),
+        ("resnet20", {"downsample": "blurr"}, "did you mean 'blur'"),
+        ("resnet20", {"norm": "layer"}, "model.norm.*known: batch, group, none"),
+        ("rsnet50", {}, "did you mean 'resnet50'"),
+        ("resnet20", {"shortcut": "D"}, "model.shortcut.*known: none, A, B, C, highway, skipinit"),
+        ("resnet20", {"stem": "big"}, "model.stem.*known: imagenet, small"),
+        ("resnet20", {"widht": 3}, "did you mean 'width'"),
+    ],
+)
+def test_unknown_names_are_refused_with_the_known_ones(name, overrides, message):
+    with pytest.raises(UserError, match=message):
+        create_model(name, num_classes=10, **overrides)
