@@ -114,11 +114,12 @@ def test_a_gate_ends_the_branch():
     whole = create_model("resnet20", num_classes=10, **small)
     halved = create_model("resnet20", num_classes=10, gate=lambda branch, *, conv, norm: branch / 2, **small)
     variables = whole.init(KEY, images, train=False)
-    (skip, branch), (gated_skip, gated) = (
-        [model.apply(variables, images, train=False, mutable=["addends"])[1]["addends"]["stage1_block1"][part][0]
-         for part in ("skip", "branch")]
-        for model in (whole, halved)
-    )  # fmt: skip
+
+    def addends(model):
+        _, looks = model.apply(variables, images, train=False, mutable=["addends"])
+        return [looks["addends"]["stage1_block1"][part][0] for part in ("skip", "branch")]
+
+    (skip, branch), (gated_skip, gated) = addends(whole), addends(halved)
     np.testing.assert_array_equal(gated, branch / 2)
     np.testing.assert_array_equal(gated_skip, skip)
 
