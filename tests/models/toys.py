@@ -23,7 +23,7 @@ class StandardizedConv(nn.Module):
     @nn.compact
     def __call__(self, x):
         shape = (self.kernel, self.kernel, x.shape[-1] // self.groups, self.features)
-        kernel = jax.nn.standardize(self.param("kernel", self.kernel_init, shape), axis=(0, 1, 2))
+        kernel = jax.nn.standardize(self.param("kernel", self.kernel_init, shape), axis=(0, 1, 2), epsilon=1e-12)
         bias = self.param("bias", nn.initializers.zeros, (self.features,)) if self.use_bias else jnp.zeros(())
         pad = self.kernel // 2
         x = jax.lax.conv_general_dilated(
