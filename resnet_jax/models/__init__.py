@@ -79,7 +79,7 @@ def _value(kind: str, given) -> Callable | Stem | None:
             f"your own, found {given!r}"
         )
     settings = {"name": given} if isinstance(given, str) else dict(given)
-    name, table = settings.pop("name", None), _TABLES[kind]
+    name, table = settings.pop("name", ""), _TABLES[kind]
     if name not in table:
         known = did_you_mean(name, table) if table else f"{kind.upper()}S is empty; pass a function"
         raise UserError(f"model.{kind}: no {kind} is called {name!r}; {known}")

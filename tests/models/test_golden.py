@@ -43,7 +43,7 @@ def tree_of(variables) -> dict:
 
 
 def shapes_alone(name) -> dict:
-    images = jax.ShapeDtypeStruct((1, 224, 224, 3), jnp.float32)
+    images = jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.float32)
     init = functools.partial(create_model(name, num_classes=1000).init, train=False)
     return {"tree": tree_of(jax.eval_shape(init, jax.random.key(0), images))}
 

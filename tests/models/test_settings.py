@@ -70,7 +70,7 @@ def test_settings_of_a_stem_are_those_of_its_layers(monkeypatch):
         ),
         ({"norm": {"name": "batch", "scale_init": 1}}, "no setting 'scale_init'"),
         ({"norm": {"name": "layer"}}, "model.norm: no norm is called 'layer'; known: batch, group, none"),
-        ({"norm": {"momentum": 0.9}}, "model.norm: no norm is called None; known: batch, group, none"),
+        ({"norm": {"momentum": 0.9}}, "model.norm: no norm is called ''; known: batch, group, none"),
         ({"norm": None}, "model.norm: expected a key of NORMS, a mapping .* found None"),
         ({"conv": 3}, "model.conv: expected a key of CONVS"),
         ({"conv": "conv"}, "did you mean 'conv2d'"),
