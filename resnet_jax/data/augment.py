@@ -28,7 +28,7 @@ def flip(key: jax.Array, image: jax.Array, enabled: bool) -> jax.Array:
     return jnp.where(jax.random.bernoulli(key), image[:, ::-1], image)
 
 
-def crop(key: jax.Array, image: jax.Array, padding: int) -> jax.Array:
+def pad_crop(key: jax.Array, image: jax.Array, padding: int) -> jax.Array:
     """Pad by `padding` zeros (the mean colour) on every side and cut a window of the old size at random."""
     padded = jnp.pad(image, ((padding, padding), (padding, padding), (0, 0)))
     top, left = jax.random.randint(key, (2,), 0, 2 * padding + 1)
@@ -43,7 +43,7 @@ def cutout(key: jax.Array, image: jax.Array, size: int) -> jax.Array:
 
 
 # Of normalised images, in order of application.
-AUGMENTATIONS = {"crop": crop, "flip": flip, "cutout": cutout, "erasing": policies.erase}
+AUGMENTATIONS = {"pad_crop": pad_crop, "flip": flip, "cutout": cutout, "erasing": policies.erase}
 
 # Of grey levels: (key, image, settings) -> image. One of them is applied.
 POLICIES = {
@@ -59,9 +59,9 @@ def augment_colours(key: jax.Array, images: jax.Array, positions: jax.Array, set
     """Apply the policy, the colour jitter and the lighting noise that are on.
 
     Args:
-      key: of this step.
+      key: typed PRNG key of the step.
       images: uint8 (b, h, w, c); in colour if anything is on.
-      positions: int32 (b,), places in the global batch.
+      positions: int32 (b,), positions in the global batch.
       settings: with `policy` ("none" or a key of POLICIES) and its `num_ops`, `magnitude` and `magnitude_std`,
         `jitter` (of brightness, contrast, saturation, hue) and `lighting`.
 
@@ -125,9 +125,9 @@ def augment_images(key: jax.Array, images: jax.Array, positions: jax.Array, stre
     """Apply the AUGMENTATIONS whose strength is not zero.
 
     Args:
-      key: of this step.
+      key: typed PRNG key of the step.
       images: float32 (b, h, w, c), normalised.
-      positions: int32 (b,), places in the global batch.
+      positions: int32 (b,), positions in the global batch.
       strengths: for each name in AUGMENTATIONS its argument (`enabled`, `padding`, `size`).
     """
 
@@ -149,10 +149,10 @@ def mix_images(
     Neighbours are positions 2i and 2i+1: the order is random already, and a pair never spans two devices.
 
     Args:
-      key: of this step.
+      key: typed PRNG key of the step.
       images: float32 (b, h, w, c), b even.
       targets: float32 (b, classes), rows that sum to one.
-      positions: int32 (b,), places in the global batch.
+      positions: int32 (b,), positions in the global batch.
       strengths: for each name in MIXES its alpha, 0 for off.
     """
     mixes = [(mix, strengths[name]) for name, mix in MIXES.items() if strengths[name]]

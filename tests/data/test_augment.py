@@ -6,7 +6,7 @@ import pytest
 from resnet_jax.data import augment
 
 KEY = jax.random.key(0)
-OFF = {"crop": 0, "flip": False, "cutout": 0, "erasing": 0.0, "mixup": 0.0, "cutmix": 0.0}
+OFF = {"pad_crop": 0, "flip": False, "cutout": 0, "erasing": 0.0, "mixup": 0.0, "cutmix": 0.0}
 IMAGES = jax.random.normal(KEY, (64, 12, 12, 3))
 POSITIONS = jnp.arange(64)
 
@@ -47,8 +47,8 @@ def test_flip_mirrors_about_half_of_the_images_and_leaves_the_others():
     assert 16 < mirrored.sum() < 48
 
 
-def test_crop_is_a_window_of_the_padded_image_and_reaches_every_offset():
-    cropped = augmented(images=jnp.tile(IMAGES[:1], (512, 1, 1, 1)), positions=jnp.arange(512), crop=2)
+def test_pad_crop_is_a_window_of_the_padded_image_and_reaches_every_offset():
+    cropped = augmented(images=jnp.tile(IMAGES[:1], (512, 1, 1, 1)), positions=jnp.arange(512), pad_crop=2)
     padded = np.pad(IMAGES[0], ((2, 2), (2, 2), (0, 0)))
     windows = {padded[t : t + 12, s : s + 12].tobytes(): (t, s) for t in range(5) for s in range(5)}
     assert {windows[image.tobytes()] for image in cropped} == set(windows.values())
@@ -89,7 +89,7 @@ def test_both_mixes_are_used_when_both_are_on():
 
 
 def test_an_images_fate_does_not_depend_on_how_the_batch_is_shared():
-    strengths = {"crop": 2, "flip": True, "cutout": 4}
+    strengths = {"pad_crop": 2, "flip": True, "cutout": 4}
     halves = [augmented(IMAGES[part], POSITIONS[part], **strengths) for part in (slice(0, 32), slice(32, 64))]
     np.testing.assert_array_equal(np.concatenate(halves), augmented(**strengths))
     targets = jax.nn.one_hot(jnp.arange(64), 64)
@@ -101,4 +101,4 @@ def test_an_images_fate_does_not_depend_on_how_the_batch_is_shared():
 
 def test_images_of_a_batch_are_augmented_each_in_its_own_way():
     same = jnp.tile(IMAGES[:1], (64, 1, 1, 1))
-    assert len({image.tobytes() for image in augmented(same, crop=2, flip=True)}) > 20
+    assert len({image.tobytes() for image in augmented(same, pad_crop=2, flip=True)}) > 20
