@@ -1,4 +1,4 @@
-"""Where to cut an image: boxes for training, resized and cropped views for evaluation."""
+"""Boxes to cut images for training; resized and cropped views of images for evaluation."""
 
 import math
 from typing import NamedTuple
@@ -88,7 +88,7 @@ def resize_short_side(image: np.ndarray, size: int, interpolation: str = "biline
 
 
 def resize(image: np.ndarray, height: int, width: int, interpolation: str = "bilinear") -> np.ndarray:
-    """Resized to (height, width, 3), antialiased."""
+    """The image resized to (height, width, 3), antialiased."""
     if image.shape[:2] == (height, width):
         return image
     return np.asarray(Image.fromarray(image).resize((width, height), INTERPOLATIONS[interpolation]))
@@ -100,9 +100,14 @@ def center_crop(image: np.ndarray, size: int) -> np.ndarray:
     return image[top : top + size, left : left + size]
 
 
-def center_view(image: np.ndarray, *, size: int, crop_fraction: float, interpolation: str) -> list[np.ndarray]:
-    """The usual view alone: the short side resized to `size / crop_fraction`, then the central `size` squared."""
-    return [center_crop(resize_short_side(image, round(size / crop_fraction), interpolation), size)]
+def center_view(image: np.ndarray, *, size: int, crop_fraction: float, interpolation: str) -> np.ndarray:
+    """The short side resized to `size / crop_fraction`, then the central (size, size, 3)."""
+    return center_crop(resize_short_side(image, round(size / crop_fraction), interpolation), size)
+
+
+def single_view(image: np.ndarray, **settings) -> list[np.ndarray]:
+    """The `center_view` alone."""
+    return [center_view(image, **settings)]
 
 
 def ten_crop(image: np.ndarray, *, size: int, crop_fraction: float, interpolation: str) -> list[np.ndarray]:
@@ -130,4 +135,4 @@ def multi_scale(image: np.ndarray, *, interpolation: str, **_) -> list[np.ndarra
 
 
 # (image, size, crop_fraction, interpolation) -> the views of it, over which predictions are averaged
-EVALUATION_VIEWS = {"center": center_view, "ten_crop": ten_crop, "multi_scale": multi_scale}
+EVALUATION_VIEWS = {"center": single_view, "ten_crop": ten_crop, "multi_scale": multi_scale}

@@ -1,9 +1,9 @@
-"""Encoded images to pixels.
+"""Decode images, whole or only what a crop needs.
 
-An image is what Pillow makes of it by `convert("RGB")`, as in torchvision: the first frame of an animation, without
-alpha, not turned by EXIF; 16-bit images are scaled to 8 bits, which Pillow would clip. It is damaged if Pillow cannot
-decode it to the end (a truncated file), or if its header promises more than Pillow's limit of pixels. A crop for
-training does not see damage behind it.
+The pixels are those of Pillow's `convert("RGB")`, as in torchvision: the first frame of an animation, without alpha,
+not turned by EXIF; but 16-bit images are scaled to 8 bits, which Pillow would clip. An image is corrupt if Pillow
+cannot decode it to the end (a truncated file), or if its header promises more than Pillow's limit of pixels. A crop
+for training does not notice what is corrupt behind it.
 """
 
 import io
@@ -27,37 +27,37 @@ warnings.filterwarnings("ignore", module="PIL")  # of odd metadata; here, as cat
 cv2.setNumThreads(0)  # images are worked on side by side; threads inside one would only get in the way
 
 
-class DamagedImage(ValueError):
+class CorruptImage(ValueError):
     """Bytes that are no image, or only a part of one."""
 
 
 def decode(encoded: bytes) -> np.ndarray:
-    """All pixels, exactly those of Pillow: uint8 (h, w, 3).
+    """All pixels of an image file, exactly those of Pillow: uint8 (h, w, 3).
 
     Raises:
-      DamagedImage: and why.
+      CorruptImage: with the reason.
     """
     try:
         _jpeg_size(encoded)
         return simplejpeg.decode_jpeg(encoded)
-    except ValueError:  # not a JPEG, a damaged one, or one of unusual colours
+    except ValueError:  # not a JPEG, a corrupt one, or one of unusual colours
         return _decode_by_pillow(encoded)
 
 
 def decode_crop(encoded: bytes, choose_box: Callable[[int, int], Box], out: np.ndarray) -> None:
-    """Write a part of an image, resized bilinearly, to `out`, uint8 (size, size, 3).
+    """Decode a part of an image and resize it bilinearly.
 
-    Of a JPEG no more is decoded than is needed. Decoding ends with the last row of the box. And a box at least twice
-    as large as `out` is decoded at a half, quarter or eighth of the resolution: that is faster, and it averages pixels,
-    which the bilinear resize after it does not; this one is left to shrink by less than two.
+    No more of a JPEG is decoded than is needed: decoding ends with the last row of the box, and a box at
+    least twice as large as `out` is decoded at a half, quarter or eighth of the resolution. That is faster, and it
+    averages pixels, which the bilinear resize that follows does not; the resize shrinks by less than two.
 
     Args:
-      encoded: the file.
-      choose_box: a pure function of the image's (height, width).
-      out: for the result.
+      encoded: an image file.
+      choose_box: a pure function (height, width) -> Box.
+      out: uint8 (size, size, 3), written to.
 
     Raises:
-      DamagedImage: and why.
+      CorruptImage: with the reason.
     """
     try:
         height, width = _jpeg_size(encoded)
@@ -65,9 +65,10 @@ def decode_crop(encoded: bytes, choose_box: Callable[[int, int], Box], out: np.n
         room = min(box.height, box.width) // len(out)
         shrink = 8 if room >= 8 else 4 if room >= 4 else 2 if room >= 2 else 1
         shortened, height = _first_rows(encoded, box.top + box.height, height)
-        least = {"min_height": -(-height // shrink), "min_width": -(-width // shrink)}
-        buffer = _reused_buffer(3 * least["min_height"] * least["min_width"])
-        image = simplejpeg.decode_jpeg(shortened, fastdct=True, fastupsample=True, buffer=buffer, strict=False, **least)
+        smallest = {"min_height": -(-height // shrink), "min_width": -(-width // shrink)}
+        quick = {"fastdct": True, "fastupsample": True, "strict": False}
+        buffer = _reused_buffer(3 * smallest["min_height"] * smallest["min_width"])
+        image = simplejpeg.decode_jpeg(shortened, buffer=buffer, **smallest, **quick)
         box = Box(box.top // shrink, box.left // shrink, box.height // shrink, box.width // shrink)
     except ValueError:
         image = decode(encoded)
@@ -125,4 +126,4 @@ def _decode_by_pillow(encoded: bytes) -> np.ndarray:
                 image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
             return np.asarray(image.convert("RGB"))
     except Exception as error:  # Pillow's decoders raise whatever they meet: OSError, SyntaxError, struct.error, ...
-        raise DamagedImage(f"{type(error).__name__}: {error}") from None
+        raise CorruptImage(f"{type(error).__name__}: {error}") from None

@@ -14,7 +14,7 @@ from sklearn.datasets import load_sample_image
 
 from resnet_jax.data import crops
 from resnet_jax.data.crops import Box, center_box, random_resized_box, scale_jitter_box
-from resnet_jax.data.decode import DamagedImage, crop_and_resize, decode, decode_crop
+from resnet_jax.data.decode import CorruptImage, crop_and_resize, decode, decode_crop
 
 CHINA = load_sample_image("china.jpg")  # (427, 640, 3)
 PHOTO = np.asarray(Image.fromarray(CHINA).resize((500, 375), Image.Resampling.BICUBIC))
@@ -102,7 +102,7 @@ def with_header(data, height, width):
     return data[:at] + struct.pack(">HH", height, width) + data[at + 4 :]
 
 
-DAMAGED = {
+CORRUPT = {
     "empty": b"",
     "one byte": b"\xff",
     "text": b"<html>404 Not Found</html>",
@@ -127,7 +127,7 @@ DAMAGED = {
 
 
 def test_the_corpus_is_as_large_as_promised():
-    assert len(ODD) + len(DAMAGED) >= 30
+    assert len(ODD) + len(CORRUPT) >= 30
 
 
 @pytest.mark.parametrize("name", ODD)
@@ -153,12 +153,12 @@ def test_a_crop_of_an_odd_image_is_a_crop_of_the_whole(name):
     assert difference.mean() < 3  # the quick transform, colours not smoothed
 
 
-@pytest.mark.parametrize("name", DAMAGED)
-def test_damaged_images_are_told_apart_whole_and_cropped(name):
-    with pytest.raises(DamagedImage):
-        decode(DAMAGED[name])
-    with pytest.raises(DamagedImage):
-        crop_of(DAMAGED[name], Box(0, 0, 1, 1), 8)
+@pytest.mark.parametrize("name", CORRUPT)
+def test_corrupt_images_are_told_apart_whole_and_cropped(name):
+    with pytest.raises(CorruptImage):
+        decode(CORRUPT[name])
+    with pytest.raises(CorruptImage):
+        crop_of(CORRUPT[name], Box(0, 0, 1, 1), 8)
 
 
 def test_images_of_16_bits_are_scaled_to_8():
@@ -242,10 +242,12 @@ def pillow_view(image, size, resize, form):
 @pytest.mark.parametrize("image", [PHOTO, PHOTO.transpose(1, 0, 2), PHOTO[:200, :131]], ids=["wide", "high", "small"])
 @pytest.mark.parametrize("crop_fraction", [0.875, 0.95, 0.97, 1.0])
 def test_the_central_view_is_pillows(image, interpolation, form, crop_fraction):
-    (view,) = crops.center_view(image, size=224, crop_fraction=crop_fraction, interpolation=interpolation)
+    settings = {"size": 224, "crop_fraction": crop_fraction, "interpolation": interpolation}
+    view = crops.center_view(image, **settings)
     expected = pillow_view(image, 224, round(224 / crop_fraction), Image.Resampling(form))
     assert np.abs(view.astype(int) - expected).mean() < 1
     np.testing.assert_array_equal(view, expected)
+    np.testing.assert_array_equal(crops.EVALUATION_VIEWS["center"](image, **settings), [expected])
 
 
 def test_ten_crops_are_the_corners_the_centre_and_their_mirror_images():
