@@ -1,5 +1,5 @@
-"""Data sets: what is known of them (`DATASETS`), reading, the order of examples, loading and augmentation."""
+"""Data sets: metadata (`DATASETS`), sources and splits, the order of examples, two loaders, augmentation."""
 
-from resnet_jax.data.facts import DATASETS, DatasetFacts
+from resnet_jax.data.info import DATASETS, DatasetInfo
 
-__all__ = ["DATASETS", "DatasetFacts"]
+__all__ = ["DATASETS", "DatasetInfo"]

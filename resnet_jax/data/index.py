@@ -1,4 +1,4 @@
-"""Indexes of image folders and tar shards: built once, kept in a file beside the data, a few bytes for each example."""
+"""Indexes of image folders and tar shards: built once, cached in a file beside the data, few bytes per example."""
 
 import hashlib
 import json
@@ -16,7 +16,7 @@ IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tif
 
 
 class Index(NamedTuple):
-    """Where the examples of a split are.
+    """Labels and places of the examples of a split.
 
     Attributes:
       class_names: (classes,) strings, one per label.
@@ -24,7 +24,7 @@ class Index(NamedTuple):
       names: uint8, the names of all examples in UTF-8, one after another: as Python strings 1.28 million of them would
         take 150 MB.
       name_ends: int64 (n,), where each ends.
-      places: int64 (n, 3): for tar shards number of the shard, offset and size; (n, 0) for folders.
+      places: int64 (n, 3) for tar shards: number of the shard, offset, size; (n, 0) for folders.
     """
 
     class_names: np.ndarray
@@ -43,8 +43,8 @@ def index_folder(folder: pathlib.Path, class_names: Sequence[str] | None = None)
     """The images of a split in folders by class, `folder/CLASS/**/*.jpg`, sorted by class and path.
 
     Args:
-      folder: of the split.
-      class_names: in label order; default: the subfolders, sorted.
+      folder: directory of the split.
+      class_names: in label order; None for the names of the subfolders, sorted.
 
     Raises:
       UserError: no folder, no images, a class that is not among `class_names`.
@@ -72,7 +72,7 @@ def index_folder(folder: pathlib.Path, class_names: Sequence[str] | None = None)
             raise UserError(f"data.data_dir: expected images in the folder of every class, found none in {nothing}")
         return _make_index(folder, classes, labels, names), folders  # a folder's time changes with its entries
 
-    return _kept(folder.parent, folder.name, [str(folder), *(class_names or ())], build)
+    return _cached(folder.parent, folder.name, [str(folder), *(class_names or ())], build)
 
 
 def index_shards(shards: Sequence[pathlib.Path], split: str, class_names: Sequence[str] | None = None) -> Index:
@@ -82,9 +82,9 @@ def index_shards(shards: Sequence[pathlib.Path], split: str, class_names: Sequen
     folder that it lies in (`CLASS/NAME.jpg`).
 
     Args:
-      shards: of one split, in one folder.
-      split: its name.
-      class_names: in label order; default: the folders, sorted, or "0", "1", ...
+      shards: tar files of one split, in one folder.
+      split: name of the split.
+      class_names: in label order; None for the names of the folders, sorted, or "0", "1", ...
 
     Raises:
       UserError: a file that is no tar, no images, an image without a label, a class that is not among `class_names`.
@@ -123,7 +123,7 @@ def index_shards(shards: Sequence[pathlib.Path], split: str, class_names: Sequen
                 )
         return _make_index(shards[0].parent, classes, labels, names, places), shards
 
-    return _kept(shards[0].parent, split, [*map(str, shards), *(class_names or ())], build)
+    return _cached(shards[0].parent, split, [*map(str, shards), *(class_names or ())], build)
 
 
 def _check_classes(folder, found, class_names) -> list[str]:
@@ -145,14 +145,15 @@ def _make_index(folder, classes, labels, names, places=None) -> Index:
     )
 
 
-def _kept(folder: pathlib.Path, split: str, of: list[str], build: Callable[[], tuple[Index, list[pathlib.Path]]]):
+def _cached(folder: pathlib.Path, split: str, of: list[str], build: Callable[[], tuple[Index, list[pathlib.Path]]]):
     """The index in `folder`, or in the user's cache where `folder` cannot be written; built if it is not up to date.
 
     Args:
-      folder: beside the data.
-      split: its name.
-      of: what the index is of: paths in full, since a copy of the folder holds the index of the original.
-      build: makes the index, and lists what changes its time when the index is out of date.
+      folder: directory beside the data.
+      split: name of the split.
+      of: paths and classes that the index is of: paths in full, since a copy of the folder holds the index of the
+        original.
+      build: makes the index, and lists the paths whose times change when the index is out of date.
     """
     cache = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache") / "resnet_jax" / "indexes"
     digest = hashlib.sha256("\0".join([str(folder.resolve()), split]).encode()).hexdigest()[:16]
@@ -183,5 +184,5 @@ def _read_index(file: pathlib.Path, of: list[str]) -> Index | None:
             if any(pathlib.Path(path).stat().st_mtime_ns != time for path, time in made_from["times"].items()):
                 return None
             return Index(**{name: stored[name] for name in Index._fields})
-    except Exception:  # not there, or damaged, or of another version: it will be built
+    except Exception:  # not there, or corrupt, or of another version: it will be built
         return None

@@ -19,8 +19,8 @@ import requests
 import tensorflow_datasets as tfds
 from tensorflow_datasets.core.download import checksums, download_manager, downloader, resource
 
-from resnet_jax.data.archives import NAMED, expand_corruptions
-from resnet_jax.data.facts import DATASETS
+from resnet_jax.data.info import DATASETS
+from resnet_jax.data.tfds import NAMED, expand_corruptions
 from resnet_jax.errors import UserError, command_line, did_you_mean
 
 
@@ -42,7 +42,7 @@ def prepare(
       tfrecord: root of data sets that TFDS has prepared as TFRecord files, to convert from. It is only read.
 
     Raises:
-      UserError: the user can fix it, and the message says how.
+      UserError: the user can fix it; the message tells how.
     """
     if name in DATASETS and DATASETS[name].tfds_name is None:
         print(f"{name} needs no preparation: it comes with an installed package\n  {_next_command(name)}")
@@ -153,7 +153,7 @@ def _convert(builder, name, tfrecord):
                     writer.write(record)
                     written += 1
             except tf.errors.OpError as error:
-                raise UserError(f"--tfrecord: {shard} is damaged: {error.message}; copy it again") from None
+                raise UserError(f"--tfrecord: {shard} is corrupt: {error.message}; copy it again") from None
             finally:
                 writer.close()
         if written != expected:
@@ -176,7 +176,7 @@ def _write_from_files(builder, name, downloads):
     differing = [url for url, info in builder.url_infos.items() if found[url] != info.checksum]
     for url in differing:
         print(
-            f"warning: {files[url]} is not the file that TFDS registers for {name}; going on with it\n"
+            f"warning: {files[url]} is not the file that TFDS registers for {name}; continuing with it\n"
             f"  SHA-256 expected: {builder.url_infos[url].checksum}\n  SHA-256 found:    {found[url]}"
         )
     # TFDS trusts a file in its download cache without looking at it again, and would keep what it unpacks there for

@@ -1,140 +1,173 @@
-"""The splits of a data set: whole in host memory as uint8 images and int32 labels, or as sources on disk."""
+"""Sources: random access to the examples of a split, in memory, on disk or synthetic.
+
+A source has a length, `class_names`, `labels` (int32 (n,), or None where knowing them means reading everything),
+`read(index)` and `name(index)`. Worker processes get pickled copies.
+"""
 
 import dataclasses
-import functools
-import io
+import os
+import pathlib
+from typing import NamedTuple
 
+import cv2
 import numpy as np
 
-from resnet_jax.data.archives import ArraySource, Subset, is_archive, open_archive, open_builder, open_records
-from resnet_jax.data.facts import DATASETS, DatasetFacts
-from resnet_jax.errors import UserError
-
-_HOLDOUT_SEED = 0  # of the splits, not of a run: two runs with different seeds train on the same examples
+from resnet_jax.data.index import Index
 
 
-@dataclasses.dataclass(frozen=True)
-class Examples:
-    """images: uint8 (n, height, width, channels); labels: int32 (n,)."""
+class Record(NamedTuple):
+    """One stored example.
+
+    Attributes:
+      image: bytes of an image file, or pixels, uint8 (h, w, c).
+      label: int; or several, int32 (k,), for ImageNet-ReaL.
+    """
+
+    image: bytes | np.ndarray
+    label: int | np.ndarray
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class ArrayDataset:
+    """A split in host memory.
+
+    Attributes:
+      images: uint8 (n, height, width, channels).
+      labels: int32 (n,).
+      class_names: one name per label.
+    """
 
     images: np.ndarray
     labels: np.ndarray
+    class_names: tuple[str, ...]
 
     def __len__(self) -> int:
         return len(self.labels)
 
-    def take(self, ids: np.ndarray) -> "Examples":
-        return Examples(self.images[ids], self.labels[ids])
+    def take(self, ids: np.ndarray) -> "ArrayDataset":
+        """The examples with these ids, copied."""
+        return dataclasses.replace(self, images=self.images[ids], labels=self.labels[ids])
+
+    def name(self, index: int) -> str:
+        """`example INDEX`."""
+        return f"example {index}"
+
+    def read(self, index: int) -> Record:
+        """The pixels, not copied, and the label."""
+        return Record(self.images[index], int(self.labels[index]))
 
 
-@functools.lru_cache(maxsize=1)  # the runs of a study share it; nobody writes to it
-def load_splits(name: str, validation_size: int, data_dir: str | None = None) -> dict[str, Examples]:
-    """The splits `train`, `validation` (absent when `validation_size` is 0) and `test` of a data set.
-
-    The validation split is held out of the official training split: stratified by class and the same for every seed.
+class Subset:
+    """Some examples of another source.
 
     Args:
-      name: a key of `DATASETS`.
-      validation_size: number of examples.
-      data_dir: where prepared data sets lie; None for the default of TensorFlow Datasets.
-
-    Raises:
-      UserError: data that are not prepared, of another size than the facts say, or with labels out of range.
+      source: where all examples are.
+      ids: int (n,), numbers of the examples there.
     """
-    facts = DATASETS[name]
-    official = {split: _read_split(name, facts, split, data_dir) for split in ("train", "test")}
-    for split, examples in official.items():
-        _check_examples(name, facts, split, examples)
-    if not validation_size:
-        return official
-    held_out = stratified_holdout(official["train"].labels, validation_size)
-    kept = np.setdiff1d(np.arange(len(official["train"].labels)), held_out)
-    return {
-        "train": official["train"].take(kept),
-        "validation": official["train"].take(held_out),
-        "test": official["test"],
-    }
+
+    def __init__(self, source, ids: np.ndarray):
+        self._source, self._ids = source, np.asarray(ids, np.int32)
+        self.labels = None if source.labels is None else source.labels[self._ids]
+        self.class_names = source.class_names
+
+    def __len__(self) -> int:
+        return len(self._ids)
+
+    def name(self, index: int) -> str:
+        """The name in the other source."""
+        return self._source.name(int(self._ids[index]))
+
+    def read(self, index: int) -> Record:
+        """The record in the other source."""
+        return self._source.read(int(self._ids[index]))
 
 
-def dataset_facts(name: str, data_dir: str | None) -> DatasetFacts:
-    """What is known of a data set, of those that stay on disk by a look at the disk.
+class FolderSource:
+    """Image files in one folder per class.
 
-    Raises:
-      UserError: data that are not there.
+    Args:
+      folder: directory of the split.
+      index: from `index.index_folder`.
     """
-    return open_archive(name, data_dir)[0] if is_archive(name) else DATASETS[name]
+
+    def __init__(self, folder: pathlib.Path, index: Index):
+        self._folder, self._index = str(folder), index
+        self.labels = index.labels
+        self.class_names = tuple(map(str, index.class_names))
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def name(self, index: int) -> str:
+        """Path of the file."""
+        return os.path.join(self._folder, self._index.name(index))
+
+    def read(self, index: int) -> Record:
+        """Bytes of the file (none if it cannot be read) and the label."""
+        return Record(_read_bytes(self.name(index)), int(self.labels[index]))
 
 
-def open_splits(name: str, validation_size: int, data_dir: str | None = None) -> dict:
-    """The splits of `load_splits` as sources that are read one example at a time; see `archives`.
+class TarSource:
+    """Image files in tar shards, read in place.
 
-    Where labels are only known by reading everything (TensorFlow Datasets) the validation split is not stratified.
+    Args:
+      shards: uncompressed tar files.
+      index: from `index.index_shards`.
     """
-    if not is_archive(name):
-        class_names = DATASETS[name].class_names
-        splits = load_splits(name, validation_size, data_dir)
-        return {split: ArraySource(e.images, e.labels, class_names) for split, e in splits.items()}
-    official = open_archive(name, data_dir)[1]
-    if not validation_size:
-        return official
-    train = official["train"]
-    labels = train.labels if train.labels is not None else np.zeros(len(train), np.int32)
-    held_out = stratified_holdout(labels, validation_size)
-    kept = np.setdiff1d(np.arange(len(train)), held_out)
-    return {"train": Subset(train, kept), "validation": Subset(train, held_out), "test": official["test"]}
+
+    def __init__(self, shards: list[pathlib.Path], index: Index):
+        self._shards, self._index = shards, index
+        self.labels = index.labels
+        self.class_names = tuple(map(str, index.class_names))
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def name(self, index: int) -> str:
+        """`SHARD: MEMBER`."""
+        return f"{self._shards[self._index.places[index, 0]]}: {self._index.name(index)}"
+
+    def read(self, index: int) -> Record:
+        """Bytes of the member (none if the shard cannot be read) and the label."""
+        shard, offset, size = map(int, self._index.places[index])
+        return Record(_read_bytes(self._shards[shard], offset, size), int(self.labels[index]))
 
 
-def stratified_holdout(labels: np.ndarray, size: int) -> np.ndarray:
-    """`size` example ids, sorted, that hold every class in its share (to within one example)."""
-    shuffled = np.random.default_rng(_HOLDOUT_SEED).permutation(len(labels))
-    # An example's place among its class, as a fraction: the `size` lowest fractions take the same share of each class.
-    place = np.empty(len(labels))
-    for label in np.unique(labels):
-        members = shuffled[labels[shuffled] == label]
-        place[members] = (np.arange(len(members)) + 0.5) / len(members)
-    return np.sort(shuffled[np.argsort(place[shuffled], kind="stable")[:size]])
+class SyntheticSource:
+    """Synthetic images, 256x256, a pure function of their number: a pattern of their class, and noise.
+
+    Args:
+      examples: number of examples.
+      classes: number of classes; example i has label i % classes.
+      seed: seed of the noise.
+    """
+
+    def __init__(self, examples: int, classes: int, seed: int):
+        self.labels = (np.arange(examples) % classes).astype(np.int32)
+        self.class_names = tuple(f"synthetic {label}" for label in range(classes))
+        self._seed = seed
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def name(self, index: int) -> str:
+        """`synthetic example INDEX`."""
+        return f"synthetic example {index}"
+
+    def read(self, index: int) -> Record:
+        """Pixels, uint8 (256, 256, 3), and the label."""
+        label = int(self.labels[index])
+        pattern = np.random.default_rng(label).integers(0, 256, (4, 4, 3))
+        noise = np.random.default_rng((self._seed, index)).integers(-60, 61, (16, 16, 3))
+        coarse = np.clip(pattern.repeat(4, 0).repeat(4, 1) + noise, 0, 255).astype(np.uint8)
+        return Record(cv2.resize(coarse, (256, 256), interpolation=cv2.INTER_LINEAR), label)
 
 
-def _read_split(name: str, facts: DatasetFacts, split: str, data_dir: str | None) -> Examples:
-    if facts.tfds_name is None:
-        return _read_digits(facts, split)
-    return _read_tfds(name, facts, split, data_dir)
-
-
-def _read_digits(facts: DatasetFacts, split: str) -> Examples:
-    from sklearn.datasets import load_digits
-
-    digits = load_digits()
-    images = np.round(digits.images * (255 / 16)).astype(np.uint8)[..., None]
-    labels = digits.target.astype(np.int32)
-    test = stratified_holdout(labels, facts.splits["test"])
-    ids = {"test": test, "train": np.setdiff1d(np.arange(len(labels)), test)}[split]
-    return Examples(images, labels).take(ids)
-
-
-def _read_tfds(name: str, facts: DatasetFacts, split: str, data_dir: str | None) -> Examples:
-    from PIL import Image
-
-    source = open_records(open_builder(name, facts.tfds_name, data_dir), split, name, data_dir)
-    images = np.empty((len(source), *facts.image_shape), np.uint8)
-    labels = np.empty(len(source), np.int32)
-    for start in range(0, len(source), 1000):  # reading by the thousand is three times as fast as one by one
-        ids = range(start, min(start + 1000, len(source)))
-        for index, example in zip(ids, source.__getitems__(ids), strict=True):
-            images[index] = np.asarray(Image.open(io.BytesIO(example["image"]))).reshape(facts.image_shape)
-            labels[index] = example["label"]
-    return Examples(images, labels)
-
-
-def _check_examples(name: str, facts: DatasetFacts, split: str, examples: Examples) -> None:
-    if len(examples.labels) != facts.splits[split]:
-        raise UserError(
-            f"data.name: {name} should have {facts.splits[split]} examples in its {split} split, found "
-            f"{len(examples.labels)}; prepare it again: python -m resnet_jax.data.prepare {name}"
-        )
-    outside = np.flatnonzero((examples.labels < 0) | (examples.labels >= facts.num_classes))
-    if len(outside):
-        raise UserError(
-            f"data.name: {name} has {facts.num_classes} classes, labels 0 to {facts.num_classes - 1}, but example "
-            f"{outside[0]} of its {split} split has label {examples.labels[outside[0]]} ({len(outside)} such examples)"
-        )
+def _read_bytes(path, offset=0, size=-1) -> bytes:
+    """Part of a file; empty, which is a corrupt image, if the file cannot be read."""
+    try:
+        with open(path, "rb", buffering=0) as file:  # not kept open: there may be thousands
+            file.seek(offset)
+            return file.read(size)
+    except OSError:
+        return b""

@@ -1,4 +1,4 @@
-"""What is known about each data set before a byte of it is read."""
+"""Dataset metadata: classes, shapes, sizes and pixel statistics."""
 
 import dataclasses
 
@@ -16,19 +16,19 @@ _CIFAR100 = tuple(
 
 
 @dataclasses.dataclass(frozen=True)
-class DatasetFacts:
-    """Facts of one image classification data set.
+class DatasetInfo:
+    """Metadata of one image classification data set.
 
     Attributes:
       class_names: one name per label, in label order.
-      image_shape: (height, width, channels) of a stored uint8 image.
-      splits: number of examples in the official `train` and `test` splits.
+      image_shape: (height, width, channels) of a stored uint8 image; None if images are stored in many sizes.
+      splits: number of examples by split; in `DATASETS` those of the official `train` and `test`.
       mean, std: per-channel statistics of the official training images, on the scale 0..1.
-      tfds_name: the builder's name in TensorFlow Datasets, or None for data that ships with a package.
+      tfds_name: name of the builder in TensorFlow Datasets; None for data that come from elsewhere.
     """
 
     class_names: tuple[str, ...]
-    image_shape: tuple[int, int, int]
+    image_shape: tuple[int, int, int] | None
     splits: dict[str, int]
     mean: tuple[float, ...]
     std: tuple[float, ...]
@@ -36,14 +36,20 @@ class DatasetFacts:
 
     @property
     def num_classes(self) -> int:
+        """Number of labels."""
         return len(self.class_names)
+
+    @property
+    def fixed_size(self) -> bool:
+        """True if all images are stored with the same shape."""
+        return self.image_shape is not None
 
 
 DATASETS = {
-    # scikit-learn's 1,797 digits (UCI optdigits test set), 8x8, 16 grey levels; the split is ours (see sources.py).
-    "digits": DatasetFacts(_DIGITS, (8, 8, 1), {"train": 1437, "test": 360}, (0.3049,), (0.3757,), None),
-    "mnist": DatasetFacts(_DIGITS, (28, 28, 1), {"train": 60000, "test": 10000}, (0.1307,), (0.3081,), "mnist"),
-    "fashion_mnist": DatasetFacts(
+    # scikit-learn's 1,797 digits (UCI optdigits test set), 8x8, 16 grey levels; the split is ours (see splits.py).
+    "digits": DatasetInfo(_DIGITS, (8, 8, 1), {"train": 1437, "test": 360}, (0.3049,), (0.3757,), None),
+    "mnist": DatasetInfo(_DIGITS, (28, 28, 1), {"train": 60000, "test": 10000}, (0.1307,), (0.3081,), "mnist"),
+    "fashion_mnist": DatasetInfo(
         ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"),
         (28, 28, 1),
         {"train": 60000, "test": 10000},
@@ -51,7 +57,7 @@ DATASETS = {
         (0.3530,),
         "fashion_mnist",
     ),
-    "kmnist": DatasetFacts(
+    "kmnist": DatasetInfo(
         ("o", "ki", "su", "tsu", "na", "ha", "ma", "ya", "re", "wo"),
         (28, 28, 1),
         {"train": 60000, "test": 10000},
@@ -59,7 +65,7 @@ DATASETS = {
         (0.3483,),
         "kmnist",
     ),
-    "cifar10": DatasetFacts(
+    "cifar10": DatasetInfo(
         ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"),
         (32, 32, 3),
         {"train": 50000, "test": 10000},
@@ -67,7 +73,7 @@ DATASETS = {
         (0.2470, 0.2435, 0.2616),
         "cifar10",
     ),
-    "cifar100": DatasetFacts(
+    "cifar100": DatasetInfo(
         _CIFAR100,
         (32, 32, 3),
         {"train": 50000, "test": 10000},
@@ -75,7 +81,7 @@ DATASETS = {
         (0.2673, 0.2564, 0.2762),
         "cifar100",
     ),
-    "svhn_cropped": DatasetFacts(
+    "svhn_cropped": DatasetInfo(
         _DIGITS,
         (32, 32, 3),
         {"train": 73257, "test": 26032},

@@ -1,4 +1,4 @@
-"""Data sets that stay on disk: folders, tar shards, their indexes, and made-up pictures."""
+"""Sources: folders, tar shards, their indexes, and synthetic images."""
 
 import io
 import os
@@ -10,15 +10,16 @@ import numpy as np
 import pytest
 import simplejpeg
 
-from resnet_jax import UserError
-from resnet_jax.data import archives, index
-from resnet_jax.data.archives import SyntheticSource, open_archive, open_evaluation_set
-from resnet_jax.data.sources import open_splits
+from resnet_jax.data import index
+from resnet_jax.data.sources import SyntheticSource
+from resnet_jax.data.splits import load_splits, open_sources
+from resnet_jax.data.tfds import expand_corruptions
+from resnet_jax.errors import UserError
 
 
 @pytest.fixture(autouse=True)
 def fresh(monkeypatch, tmp_path):
-    open_archive.cache_clear()  # a data set is opened once in a process
+    open_sources.cache_clear()  # a data set is opened once in a process
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
 
@@ -55,24 +56,24 @@ def greys(source):
 
 
 def test_a_folder_is_read_by_class_and_path(tmp_path):
-    facts, splits = open_archive("folder", str(write_folder(tmp_path, TWO_CLASSES)))
-    assert facts.class_names == ("a", "b") and facts.splits == {"train": 5, "test": 1}
+    info, splits = open_sources("folder", str(write_folder(tmp_path, TWO_CLASSES)))
+    assert info.class_names == ("a", "b") and info.splits == {"train": 5, "test": 1}
     assert [os.path.basename(splits["train"].name(i)) for i in range(3)] == ["1.png", "2.JPEG", "0.jpg"]
     assert splits["train"].labels.tolist() == [0, 0, 0, 0, 1] and greys(splits["train"]) == [30, 20, 35, 40, 10]
     assert splits["test"].labels.tolist() == [1] and splits["test"].read(0).label == 1
 
 
-def test_the_index_is_kept_and_built_again_when_a_folder_changes(tmp_path, monkeypatch):
+def test_the_index_is_cached_and_built_again_when_a_folder_changes(tmp_path, monkeypatch):
     root = write_folder(tmp_path, TWO_CLASSES)
-    open_archive("folder", str(root))
+    open_sources("folder", str(root))
     walked = []
     walk = os.walk
     monkeypatch.setattr(index.os, "walk", lambda *a, **k: walked.append(a) or walk(*a, **k))
 
     def reopened():
         walked.clear()
-        open_archive.cache_clear()
-        _, splits = open_archive("folder", str(root))
+        open_sources.cache_clear()
+        _, splits = open_sources("folder", str(root))
         return bool(walked), greys(splits["train"])
 
     assert reopened() == (False, [30, 20, 35, 40, 10])
@@ -82,28 +83,28 @@ def test_the_index_is_kept_and_built_again_when_a_folder_changes(tmp_path, monke
     assert reopened() == (True, [30, 20, 35, 40, 60, 10, 70])
     shutil.rmtree(root / "train" / "a")
     assert reopened() == (True, [10, 70])
-    (root / ".resnet_jax_train.npz").write_bytes(b"damaged")
+    (root / ".resnet_jax_train.npz").write_bytes(b"corrupt")
     assert reopened() == (True, [10, 70])
     assert reopened() == (False, [10, 70])
 
 
 def test_a_copy_of_a_folder_does_not_use_the_index_of_the_original(tmp_path):
     root = write_folder(tmp_path / "original", TWO_CLASSES)
-    open_archive("folder", str(root))
+    open_sources("folder", str(root))
     copy = shutil.copytree(root, tmp_path / "copy")
     (copy / "train" / "a" / "2.JPEG").unlink()
     assert (copy / ".resnet_jax_train.npz").exists()
-    assert greys(open_archive("folder", str(copy))[1]["train"]) == [30, 35, 40, 10]
+    assert greys(open_sources("folder", str(copy))[1]["train"]) == [30, 35, 40, 10]
 
 
 def test_a_class_without_images_is_refused(tmp_path):
     root = write_folder(tmp_path, TWO_CLASSES)
     (root / "train" / "empty").mkdir()
     with pytest.raises(UserError, match="found none in .*empty"):
-        open_archive("folder", str(root))
+        open_sources("folder", str(root))
 
 
-def test_where_the_folder_cannot_be_written_the_index_is_kept_in_the_cache(tmp_path, monkeypatch):
+def test_where_the_folder_cannot_be_written_the_index_is_in_the_users_cache(tmp_path, monkeypatch):
     root = write_folder(tmp_path / "data", TWO_CLASSES)
     savez = np.savez
 
@@ -113,11 +114,11 @@ def test_where_the_folder_cannot_be_written_the_index_is_kept_in_the_cache(tmp_p
         savez(file, **arrays)
 
     monkeypatch.setattr(index.np, "savez", refuse)
-    open_archive("folder", str(root))
+    open_sources("folder", str(root))
     assert len(list((tmp_path / "cache").rglob("*.npz"))) == 2 and not list(root.glob(".*.npz"))
     monkeypatch.setattr(index.os, "walk", lambda *a, **k: pytest.fail("walked again"))
-    open_archive.cache_clear()
-    assert greys(open_archive("folder", str(root))[1]["train"]) == [30, 20, 35, 40, 10]
+    open_sources.cache_clear()
+    assert greys(open_sources("folder", str(root))[1]["train"]) == [30, 20, 35, 40, 10]
 
 
 @pytest.mark.parametrize(
@@ -130,7 +131,7 @@ def test_where_the_folder_cannot_be_written_the_index_is_kept_in_the_cache(tmp_p
 )
 def test_a_folder_of_another_layout_is_refused(tmp_path, splits, message):
     with pytest.raises(UserError, match=message):
-        open_archive("folder", str(write_folder(tmp_path, splits)))
+        open_sources("folder", str(write_folder(tmp_path, splits)))
 
 
 def test_the_index_of_a_million_names_takes_few_bytes_for_each():
@@ -157,8 +158,8 @@ def test_webdataset_shards_are_read_in_place(tmp_path):
             members += [(f"{key}.json", b"{}")]
         write_tar(tmp_path / f"train-00000{shard}.tar", members)
     write_tar(tmp_path / "val-000000.tar", [("x.cls", b"2"), ("x.jpg", jpeg(99))])
-    facts, splits = open_archive("tar", str(tmp_path))
-    assert facts.class_names == ("0", "1", "2") and facts.splits == {"train": 6, "test": 1}
+    info, splits = open_sources("tar", str(tmp_path))
+    assert info.class_names == ("0", "1", "2") and info.splits == {"train": 6, "test": 1}
     assert greys(splits["train"]) == [0, 1, 2, 10, 11, 12]
     assert splits["train"].labels.tolist() == [0, 1, 2, 1, 2, 0]
     assert splits["test"].read(0).label == 2
@@ -171,8 +172,8 @@ def test_webdataset_shards_are_read_in_place(tmp_path):
 def test_shards_of_a_folder_tree_have_the_classes_of_its_folders(tmp_path):
     write_tar(tmp_path / "train.tar", [("train/b/1.jpg", jpeg(1)), ("train/a/1.jpg", jpeg(2))])
     write_tar(tmp_path / "test.tar", [("test/b/9.jpg", jpeg(3))])
-    facts, splits = open_archive("tar", str(tmp_path))
-    assert facts.class_names == ("a", "b") and splits["train"].labels.tolist() == [1, 0]
+    info, splits = open_sources("tar", str(tmp_path))
+    assert info.class_names == ("a", "b") and splits["train"].labels.tolist() == [1, 0]
     assert splits["test"].labels.tolist() == [1]
     assert splits["train"].name(1).endswith("train.tar: train/a/1.jpg")
 
@@ -192,10 +193,10 @@ def test_shards_of_another_layout_are_refused(tmp_path, members, message):
         path = tmp_path / f"{split}.tar"
         path.write_bytes(b"no tar at all") if members is None else write_tar(path, members)
     with pytest.raises(UserError, match=message):
-        open_archive("tar", str(tmp_path))
+        open_sources("tar", str(tmp_path))
 
 
-def test_made_up_pictures_are_a_function_of_their_number_and_say_so():
+def test_synthetic_images_are_a_function_of_their_number_and_say_so():
     source, again = SyntheticSource(1000, 10, seed=0), SyntheticSource(1000, 10, seed=0)
     for number in (0, 7, 999):
         np.testing.assert_array_equal(source.read(number).image, again.read(number).image)
@@ -204,7 +205,7 @@ def test_made_up_pictures_are_a_function_of_their_number_and_say_so():
     assert "synthetic" in source.name(3) and all("synthetic" in name for name in source.class_names)
 
 
-def test_classes_of_made_up_pictures_can_be_told_apart():
+def test_classes_of_synthetic_images_can_be_told_apart():
     source, other = SyntheticSource(200, 5, seed=0), SyntheticSource(50, 5, seed=1)
     pictures = np.stack([source.read(i).image[8::16, 8::16] for i in range(200)]).astype(float)
     means = np.stack([pictures[source.labels == label].mean(axis=0) for label in range(5)])
@@ -214,28 +215,20 @@ def test_classes_of_made_up_pictures_can_be_told_apart():
 
 def test_held_out_examples_are_no_training_examples(tmp_path):
     files = {f"{name}/{i:02d}.jpg": i for name in "ab" for i in range(20)}
-    splits = open_splits("folder", 10, str(write_folder(tmp_path, {"train": files, "test": {"a/0.jpg": 0}})))
+    splits = load_splits("folder", 10, str(write_folder(tmp_path, {"train": files, "test": {"a/0.jpg": 0}})))
     names = [{source.name(i) for i in range(len(source))} for source in (splits["train"], splits["validation"])]
     assert len(names[0]) == 30 and len(names[1]) == 10 and not names[0] & names[1]
     assert np.bincount(splits["validation"].labels).tolist() == [5, 5]  # stratified
     assert greys(splits["validation"]) == [int(splits["validation"].name(i)[-6:-4]) for i in range(10)]
 
 
-def test_another_folder_with_the_same_classes_can_be_evaluated_on(tmp_path):
-    root = write_folder(tmp_path, {"other": {"b/1.jpg": 5}, "odd": {"z/1.jpg": 6}})
-    source, possible = open_evaluation_set(str(root / "other"), None, ("a", "b"))
-    assert source.labels.tolist() == [1] and possible is None
-    with pytest.raises(UserError, match="has a class 'z'"):
-        open_evaluation_set(str(root / "odd"), None, ("a", "b"))
-
-
 def test_a_benchmark_of_corruptions_stands_for_75_sets():
-    names = archives.expand_corruptions(["tfds:cifar10_corrupted", "imagenet_v2"])
+    names = expand_corruptions(["tfds:cifar10_corrupted", "imagenet_v2"])
     assert len(names) == 76 and names[0] == "cifar10_corrupted/gaussian_noise_1" and names[-1] == "imagenet_v2"
     tfds = pytest.importorskip("tensorflow_datasets")
     for name in ("cifar10_corrupted", "imagenet2012_corrupted"):
         known = {f"{name}/{config.name}" for config in tfds.builder_cls(name).BUILDER_CONFIGS}
-        assert set(archives.expand_corruptions([name])) <= known
+        assert set(expand_corruptions([name])) <= known
 
 
 @pytest.mark.parametrize(
@@ -248,4 +241,4 @@ def test_a_benchmark_of_corruptions_stands_for_75_sets():
 )
 def test_data_sets_of_tfds_that_are_not_there_are_refused(tmp_path, name, message):
     with pytest.raises(UserError, match=message):
-        open_archive(name, str(tmp_path))
+        open_sources(name, str(tmp_path))
