@@ -1,101 +1,131 @@
 """The `device` loader: a data set that fits lies on the device once, as uint8; batches are gathered under jit."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from resnet_jax.data.order import Feed, epoch_order
-from resnet_jax.data.sources import Examples
+from resnet_jax.data.order import StepInputs, epoch_order, padded_batch_size
+from resnet_jax.data.sources import ArrayDataset
 
 
-class TrainLoader:
-    """Batches of the training split, each a pure function of (seed, step).
+class DeviceLoader:
+    """Batches of splits that lie on the device.
 
-    Position p of the endless stream of examples is entry p % n of the order of epoch p // n; the batch of a step
-    takes the next `batch_size` positions. `feed(step)` runs on the host and is cheap; `train_batch(feed, ...)` is
-    traced.
+    Position p of the endless stream of training examples is entry p % n of the order of epoch p // n; the batch of a
+    step takes the next `batch_size` positions. Evaluation takes a split in its stored order, every example once, the
+    last batch padded and masked.
 
     Args:
-      examples: the split, on the host.
-      key: of the order; from the run's seed. Several, (k,), for as many runs at once: then the orders are, too.
-      batch_size: global.
-      steps_per_feed: how many steps one feed serves.
-      put: copies an array from the host to every device.
+      splits: splits by name, on the host; copied to the devices when first used.
+      order_key: typed PRNG key of the order, (); or (k,) for k replicas that are trained at once.
+      batch_size, eval_batch_size: global; the first a multiple of `shards`.
+      steps_per_call: how many steps one `StepInputs` serves.
+      shards: number of devices that divide a batch.
+      replicate: copies an array to every device.
+
+    Attributes:
+      splits: as given.
     """
 
-    def __init__(self, examples: Examples, key: jax.Array, batch_size: int, steps_per_feed: int, put: Callable):
-        self.num_examples = len(examples)
-        self.batch_size = batch_size
-        self._arrays = {"images": put(examples.images), "labels": put(examples.labels)}
-        self._put = put
-        epochs_per_feed = 1 + -(-(steps_per_feed * batch_size - 1) // self.num_examples)
-        self._key = key
+    def __init__(
+        self,
+        splits: dict[str, ArrayDataset],
+        order_key: jax.Array,
+        *,
+        batch_size: int,
+        eval_batch_size: int,
+        steps_per_call: int,
+        shards: int,
+        replicate: Callable,
+    ):
+        self.splits = splits
+        self._order_key, self._batch_size, self._eval_batch_size = order_key, batch_size, eval_batch_size
+        self._shards, self._replicate = shards, replicate
+        num_examples = len(splits["train"])
+        epochs_per_call = 1 + -(-(steps_per_call * batch_size - 1) // num_examples)
 
         def orders(key, epoch):
-            return jnp.stack([epoch_order(key, epoch + ahead, self.num_examples) for ahead in range(epochs_per_feed)])
+            return jnp.stack([epoch_order(key, epoch + later, num_examples) for later in range(epochs_per_call)])
 
-        self._orders = jax.jit(jax.vmap(orders, in_axes=(0, None)) if key.ndim else orders)
-        self._epoch = None
+        self._compute_orders = jax.jit(jax.vmap(orders, in_axes=(0, None)) if order_key.ndim else orders)
+        self._arrays = {}  # by split
+        self._epoch, self._orders = None, None
 
-    def feed(self, step: int) -> Feed:
-        """What the device needs for the steps from `step` on."""
-        epoch, offset = divmod(step * self.batch_size, self.num_examples)
+    def inputs(self, step: int) -> StepInputs:
+        """The inputs of the training steps from `step` on, all replicated; cheap but for the first step of an epoch.
+
+        Returns:
+          Replicated `images` uint8 (n, h, w, c) and `labels` int32 (n,) of the split; `orders` int32 (epochs, n), with
+          replicas (k, epochs, n); int32 scalars: `first`, the step, and `offset`, its position in the first epoch.
+        """
+        epoch, offset = divmod(step * self._batch_size, len(self.splits["train"]))
         if epoch != self._epoch:
-            self._epoch = epoch
-            self._arrays["orders"] = self._put(self._orders(self._key, np.int32(epoch)))
-        return Feed({**self._arrays, "offset": np.int32(offset)}, {})
+            self._epoch, self._orders = epoch, self._replicate(self._compute_orders(self._order_key, np.int32(epoch)))
+        own = {"orders": self._orders, "first": np.int32(step), "offset": np.int32(offset)}
+        return StepInputs({**self._on_device("train"), **own}, {})
+
+    def gather(self, inputs: StepInputs, step: int | jax.Array, shard: int | jax.Array) -> dict[str, jax.Array]:
+        """One device's part of the training batch of `step` (traced).
+
+        Args:
+          inputs: of one replica, from `inputs`.
+          step: int32, from `first` to before `first + steps_per_call`.
+          shard: number of the device.
+
+        Returns:
+          {"image": uint8 (b, h, w, c), "label": int32 (b,), "position": int32 (b,) in the global batch}, where b is
+          `batch_size // shards`.
+        """
+        arrays = inputs.replicated
+        orders = arrays["orders"]
+        _, num_examples = orders.shape
+        in_batch = self._positions(self._batch_size, shard)
+        in_stream = arrays["offset"] + (step - arrays["first"]) * self._batch_size + in_batch
+        ids = orders[in_stream // num_examples, in_stream % num_examples]
+        return {"image": arrays["images"][ids], "label": arrays["labels"][ids], "position": in_batch}
+
+    def eval_batch_size(self, split: str) -> int:
+        """Global batch size for evaluation: no more than the split needs, and a multiple of `shards`."""
+        return padded_batch_size(self._eval_batch_size, len(self.splits[split]), self._shards)
+
+    def eval_inputs(self, split: str) -> Iterator[StepInputs]:
+        """One `StepInputs` per batch: `images`, `labels` and the int32 `offset` of the batch in the split."""
+        for offset in range(0, len(self.splits[split]), self.eval_batch_size(split)):
+            yield StepInputs({**self._on_device(split), "offset": np.int32(offset)}, {})
+
+    def eval_gather(self, split: str, inputs: StepInputs, shard: int | jax.Array) -> dict[str, jax.Array]:
+        """One device's part of an evaluation batch (traced).
+
+        Returns:
+          {"image": uint8 (b, h, w, c), "label": int32 (b,), "mask": bool (b,), False for padding}, where b is
+          `eval_batch_size(split) // shards`.
+        """
+        arrays = inputs.replicated
+        ids = arrays["offset"] + self._positions(self.eval_batch_size(split), shard)
+        mask = ids < len(self.splits[split])
+        ids = jnp.where(mask, ids, 0)
+        return {"image": arrays["images"][ids], "label": arrays["labels"][ids], "mask": mask}
+
+    @property
+    def replica_axes(self) -> StepInputs:
+        """`in_axes` of `jax.vmap` for `inputs` with k keys: the orders differ between replicas, all else is common."""
+        return StepInputs({"images": None, "labels": None, "orders": 0, "first": None, "offset": None}, {})
 
     def close(self) -> None:
-        """Nothing is read ahead; as `stream.TrainLoader.close`."""
+        """Nothing to stop: this loader has no workers."""
 
+    def _on_device(self, split):
+        if split not in self._arrays:
+            dataset = self.splits[split]
+            self._arrays[split] = {
+                "images": self._replicate(dataset.images),
+                "labels": self._replicate(dataset.labels),
+            }
+        return self._arrays[split]
 
-def train_batch(
-    feed: Feed, batch_size: int, ahead: int | jax.Array, shard: int | jax.Array, shards: int
-) -> dict[str, jax.Array]:
-    """This device's part of a training batch, `ahead` steps after the feed's first (traced).
-
-    Returns:
-      {"image": uint8 (b, h, w, c), "label": int32 (b,), "position": int32 (b,) in the global batch}, where b is
-      `batch_size // shards`.
-    """
-    orders = feed.shared["orders"]
-    _, num_examples = orders.shape
-    in_batch = shard_positions(batch_size, shard, shards)
-    in_stream = feed.shared["offset"] + ahead * batch_size + in_batch
-    ids = orders[in_stream // num_examples, in_stream % num_examples]
-    return {"image": feed.shared["images"][ids], "label": feed.shared["labels"][ids], "position": in_batch}
-
-
-class EvalLoader:
-    """A split in its stored order: every example once, the last batch padded and masked.
-
-    Args:
-      examples: the split, on the host.
-      batch_size: global.
-      put: copies an array from the host to every device.
-    """
-
-    def __init__(self, examples: Examples, batch_size: int, put: Callable):
-        self.num_examples = len(examples)
-        self.batch_size = batch_size
-        self._arrays = {"images": put(examples.images), "labels": put(examples.labels)}
-
-    def feeds(self):
-        """One feed for each batch."""
-        for offset in range(0, self.num_examples, self.batch_size):
-            yield Feed({**self._arrays, "offset": np.int32(offset)}, {})
-
-    def batch(self, feed: Feed, shard: int | jax.Array, shards: int) -> dict[str, jax.Array]:
-        """This device's part of the batch (traced): image, label and `mask`, bool (b,), False for padding."""
-        ids = feed.shared["offset"] + shard_positions(self.batch_size, shard, shards)
-        mask = ids < self.num_examples
-        ids = jnp.where(mask, ids, 0)
-        return {"image": feed.shared["images"][ids], "label": feed.shared["labels"][ids], "mask": mask}
-
-
-def shard_positions(batch_size: int, shard: int | jax.Array, shards: int) -> jax.Array:
-    """The positions in the global batch that belong to one of `shards` devices: int32 (batch_size // shards,)."""
-    per_shard = batch_size // shards
-    return shard * per_shard + jnp.arange(per_shard, dtype=jnp.int32)
+    def _positions(self, batch_size, shard) -> jax.Array:
+        """Positions in the global batch that belong to one device: int32 (batch_size // shards,)."""
+        per_shard = batch_size // self._shards
+        return shard * per_shard + jnp.arange(per_shard, dtype=jnp.int32)
