@@ -1,12 +1,13 @@
 """Images per second of input pipelines for ImageNet training, side by side: ours, and those of others if installed.
 
     python -m benchmarks.input_rate                     # alternating, each in a process of its own; medians
+    python -m benchmarks.input_rate --workers 1 2 4     # ours alone: so many threads, and so many processes
     python -m benchmarks.input_rate --memory            # ours alone: host memory over 5,000 batches
     python -m benchmarks.input_rate --index 1281167     # ours alone: memory of the index of so many files
 
 All read the same 500x375 JPEGs of about 55 KB and give shuffled batches of 128 random crops of 224x224 pixels, on the
 host:
-  ours: the loader `stream`, uint8;
+  ours: the loader `stream` with its default workers (`threads:N` and `processes:N`: with others), uint8;
   flax: the tf.data pipeline of the Flax ImageNet example (bicubic, normalised float32);
   tf.data: the same, tuned: uint8, bilinear, faster decoding, order not kept;
   torchvision: its transforms on Pillow images in a DataLoader with a process for each CPU, uint8.
@@ -30,32 +31,31 @@ _BATCH, _SIZE = 128, 224
 _CPUS = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 
 
-def _our_examples(folder, batch_size=_BATCH):
+def _our_sampler(folder):
     import functools
 
     import jax
 
-    from resnet_jax.data import stream
+    from resnet_jax.data import sampling
     from resnet_jax.data.crops import random_resized_box
-    from resnet_jax.data.sources import open_splits
+    from resnet_jax.data.splits import load_splits
 
-    source = open_splits("folder", 0, str(folder))["train"]
-    order = stream.EpochOrder(jax.random.key(0), len(source))
-    shape_at = functools.partial(_constant, (_SIZE, _SIZE, 3))
-    return stream.TrainExamples(source, order, (0, 0), batch_size, 1, random_resized_box, shape_at)
+    source = load_splits("folder", 0, str(folder))["train"]
+    order = sampling.EpochOrder(jax.random.key(0), len(source))
+    image_shape = functools.partial(_constant, (_SIZE, _SIZE, 3))
+    return sampling.TrainSampler(source, order, (0, 0), _BATCH, 1, random_resized_box, image_shape)
 
 
-def _constant(value, step):
+def _constant(value, _):
     return value
 
 
-def _ours(folder, workers="auto"):
+def _ours(folder, workers="threads", num_workers=None):
     import numpy as np
 
-    from resnet_jax.data import stream
+    from resnet_jax.data.reader import batches
 
-    examples, rows = _our_examples(folder), np.arange(_BATCH)
-    yield from stream.batches(examples, 0, 10**9, rows, stream.Workers(workers, None).settled(examples, rows))
+    yield from batches(_our_sampler(folder), 0, 10**9, np.arange(_BATCH), workers, num_workers)
 
 
 def _files(folder):
@@ -133,9 +133,16 @@ PIPELINES = {"ours": (_ours, "jax"), "flax": (_flax, "tensorflow"), "tf.data": (
 PIPELINES["torchvision"] = (_torchvision, "torchvision")
 
 
+def _open_pipeline(name, folder):
+    if ":" not in name:
+        return PIPELINES[name][0](folder)
+    workers, num_workers = name.split(":")
+    return _ours(folder, workers, int(num_workers))
+
+
 def rate(name: str, folder: pathlib.Path, seconds: float) -> float:
     """Images per second of a pipeline, after a quarter of the time to get up to speed."""
-    batches = PIPELINES[name][0](folder)
+    batches = _open_pipeline(name, folder)
     start = time.perf_counter()
     while time.perf_counter() < start + seconds / 4:
         next(batches)
@@ -146,9 +153,8 @@ def rate(name: str, folder: pathlib.Path, seconds: float) -> float:
     return count / (time.perf_counter() - start)
 
 
-def compare(folder: pathlib.Path, rounds: int, seconds: float) -> None:
-    """Print the rates of all pipelines that are installed."""
-    names = [name for name, (_, package) in PIPELINES.items() if importlib.util.find_spec(package)]
+def compare(names: list[str], folder: pathlib.Path, rounds: int, seconds: float) -> None:
+    """Print the rates of pipelines, `ours` among them."""
     rates = {name: [] for name in names}
     for _ in range(rounds):
         for name in names:
@@ -164,11 +170,11 @@ def compare(folder: pathlib.Path, rounds: int, seconds: float) -> None:
             json.dumps({
                 "pipeline": name,
                 "images_per_second": round(statistics.median(found)),
-                "least": round(min(found)),
-                "most": round(max(found)),
+                "min": round(min(found)),
+                "max": round(max(found)),
                 "ours_to_it": round(statistics.median(ratios), 2),
-                "ratio_least": round(min(ratios), 2),
-                "ratio_most": round(max(ratios), 2),
+                "ratio_min": round(min(ratios), 2),
+                "ratio_max": round(max(ratios), 2),
             })
         )  # fmt: skip
 
@@ -178,25 +184,47 @@ def _resident_megabytes() -> float:
     return pages * os.sysconf("SC_PAGE_SIZE") / 1e6
 
 
-def memory(folder: pathlib.Path, num_batches: int, batch_size: int = 32) -> None:
-    """Print the resident memory of ours, while it goes through many batches."""
+def _stream_loader(folder, batch_size):
+    import functools
+
     import jax
     import numpy as np
 
-    from resnet_jax.data import stream
+    from resnet_jax.data.crops import center_view, random_resized_box
+    from resnet_jax.data.splits import load_splits
+    from resnet_jax.data.stream import StreamLoader
 
-    rows, workers = np.arange(batch_size), stream.Workers("threads", None)
-    loader = stream.TrainLoader(_our_examples(folder, batch_size), rows, jax.device_put, workers)
-    start = time.perf_counter()
+    shape = (_SIZE, _SIZE, 3)
+    return StreamLoader(
+        load_splits("folder", 0, str(folder)),
+        jax.random.key(0),
+        batch_size=batch_size,
+        eval_batch_size=batch_size,
+        train_view=random_resized_box,
+        train_shape=functools.partial(_constant, shape),
+        eval_view=functools.partial(center_view, size=_SIZE, crop_fraction=0.875, interpolation="bilinear"),
+        eval_shape=shape,
+        repeats=1,
+        workers="threads",
+        num_workers=None,
+        shards=1,
+        rows=np.arange,
+        distribute=jax.device_put,
+    )
+
+
+def memory(folder: pathlib.Path, num_batches: int, batch_size: int = 32) -> None:
+    """Print the resident memory of ours, while it goes through many batches."""
+    loader, start = _stream_loader(folder, batch_size), time.perf_counter()
     for step in range(num_batches + 1):
-        loader.feed(step)
+        loader.inputs(step)
         if step in (num_batches // 20, num_batches // 4, num_batches // 2, num_batches):
             megabytes, rate = _resident_megabytes(), step * batch_size / (time.perf_counter() - start)
             print(json.dumps({"batches": step, "megabytes": round(megabytes, 1), "images_per_second": round(rate)}))
 
 
 def index(folder: pathlib.Path, count: int) -> None:
-    """Print what the sources of a folder of `count` images take: seconds to index and to open again, and memory."""
+    """Print seconds to index a folder of `count` images and to open it again, and the memory of its sources."""
     for split, images in (("train", count), ("test", 1000)):
         for number in range(images):
             path = folder / split / f"n{number % 1000:08d}" / f"n{number % 1000:08d}_{number}.JPEG"
@@ -210,20 +238,21 @@ def index(folder: pathlib.Path, count: int) -> None:
 
 
 def _open_index(folder: pathlib.Path) -> None:
-    from resnet_jax.data.sources import open_splits
+    from resnet_jax.data.splits import load_splits
 
     before, start = _resident_megabytes(), time.perf_counter()
-    splits = open_splits("folder", 0, str(folder))
+    splits = load_splits("folder", 0, str(folder))
     splits["train"].name(len(splits["train"]) - 1)
     seconds, grown = time.perf_counter() - start, _resident_megabytes() - before
     print(json.dumps({"seconds": round(seconds, 2), "megabytes": round(grown, 1)}))
 
 
 def main() -> None:
-    """The command."""
+    """Parse the command line and measure."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=8.0, help="of each pipeline in each round")
+    parser.add_argument("--workers", type=int, nargs="+", metavar="N")
     parser.add_argument("--memory", action="store_true")
     parser.add_argument("--index", type=int, default=0, metavar="N")
     parser.add_argument("--only", help=argparse.SUPPRESS)  # one measurement, for the calls of itself
@@ -243,7 +272,9 @@ def main() -> None:
             if args.memory:
                 memory(folder, num_batches=5000)
             else:
-                compare(folder, args.rounds, args.seconds)
+                kinds = [f"{kind}:{count}" for count in args.workers or () for kind in ("threads", "processes")]
+                installed = [name for name, (_, package) in PIPELINES.items() if importlib.util.find_spec(package)]
+                compare(["ours", *kinds] if kinds else installed, folder, args.rounds, args.seconds)
 
 
 if __name__ == "__main__":
