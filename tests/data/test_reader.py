@@ -74,14 +74,28 @@ def test_examples_are_made_by_as_many_threads_as_there_are_cpus():
     assert threads - {threading.get_ident()} and len(threads) <= num_cpus()
 
 
-def test_memory_of_batches_is_used_again_only_when_nobody_holds_it():
+@pytest.fixture
+def allocated(monkeypatch):
+    """Sizes of the arrays that `np.empty` has made since."""
+    sizes, empty = [], np.empty
+
+    def note(shape, *arguments):
+        sizes.append(np.prod(shape))
+        return empty(shape, *arguments)
+
+    monkeypatch.setattr(np, "empty", note)
+    return sizes
+
+
+def test_memory_of_batches_is_used_again_only_when_nobody_holds_it(allocated):
     sampler = train_sampler()
     made = iter(batches(sampler, 0, 40, np.arange(12), "threads", 2))
     held = [next(made) for _ in range(3)]
     on_device = jax.device_put(next(made)["image"])
     part_of_one = next(made)["image"][2:5]
-    addresses = {batch["image"].ctypes.data for batch in made}
-    assert len(addresses) < 30  # of 35 batches
+    for batch in made:
+        assert len(np.unique(batch["position"])) == 12
+    assert allocated.count(12 * 8 * 8 * 3) < 30  # of 40 batches
     expected = host_batches(sampler, count=5)
     assert_equal_batches(held, expected[:3])
     np.testing.assert_array_equal(on_device, expected[3]["image"])
@@ -93,7 +107,7 @@ def test_memory_of_batches_is_used_again_only_when_nobody_holds_it():
     [
         lambda array: array,
         lambda array: array[1:][1:],
-        lambda array: array[1:].T.reshape(-1),
+        lambda array: array[1:].T[1:],
         lambda array: memoryview(array)[1:],
         lambda array: np.asarray(array)[..., None].view(np.int8),
         jax.device_put,
@@ -101,10 +115,10 @@ def test_memory_of_batches_is_used_again_only_when_nobody_holds_it():
     ],
     ids=["array", "view of a view", "transposed", "memoryview", "other dtype", "device", "view on a device"],
 )
-def test_the_lease_of_a_buffer_ends_with_its_last_alias(alias):
+def test_the_lease_of_a_buffer_ends_with_its_last_alias(alias, allocated):
     pool = BufferPool()
     array = pool.empty((64, 64), np.uint8)
-    address, array[:] = array.ctypes.data, 7
+    array[:] = 7
     aliased = alias(array)
     before = np.array(aliased)
     del array
@@ -115,7 +129,8 @@ def test_the_lease_of_a_buffer_ends_with_its_last_alias(alias):
     np.testing.assert_array_equal(np.asarray(aliased), before)
     del aliased, later, other
     gc.collect()
-    assert address in {array.ctypes.data for array in [pool.empty((64, 64), np.uint8) for _ in range(5)]}
+    count = allocated.count(64 * 64)
+    assert len([pool.empty((64, 64), np.uint8) for _ in range(count)]) == allocated.count(64 * 64)  # none is new
 
 
 def test_a_buffer_of_another_size_is_not_used_again():
