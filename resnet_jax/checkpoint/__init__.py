@@ -1,0 +1,7 @@
+"""Checkpoints that describe themselves: any pytree, digests of what was saved, and the model card beside the weights."""
+
+from resnet_jax.checkpoint.card import ModelCard
+from resnet_jax.checkpoint.files import CorruptCheckpoint, read_step, unflatten
+from resnet_jax.checkpoint.store import Checkpoints
+
+__all__ = ["Checkpoints", "CorruptCheckpoint", "ModelCard", "read_step", "unflatten"]

@@ -1,0 +1,130 @@
+"""From an image to model input: one definition for training, evaluation and scripts."""
+
+import dataclasses
+import functools
+import pathlib
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from PIL import Image
+
+from resnet_jax.data.augment import normalize
+from resnet_jax.data.crops import EVALUATION_VIEWS
+from resnet_jax.data.decode import CorruptImage, decode
+from resnet_jax.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class Preprocessing:
+    """A function from images to model input; all fields but the names of classes are plain JSON.
+
+    >>> preprocess = resnet_jax.preprocessing("runs/photos")
+    >>> logits = model.apply(variables, preprocess("cat.jpg"), train=False)
+    >>> preprocess.class_names[logits.argmax()]
+
+    Attributes:
+      size: side of the square that is cut from an image, pixels.
+      crop_fraction: share of the resized short side that the central square takes; None for images that are stored in
+        one size and taken whole.
+      interpolation: a key of `crops.INTERPOLATIONS`.
+      channel_order: "RGB", or "L" for grey images.
+      mean, std: of each channel, on the scale 0..1.
+      mean_image: (size, size, channels) nested lists, subtracted instead of `mean`; or None.
+      resize: side that the normalised square is resized to; None for as it is.
+      class_names: one name per label, in label order.
+    """
+
+    size: int
+    crop_fraction: float | None
+    interpolation: str
+    channel_order: str
+    mean: Sequence[float]
+    std: Sequence[float]
+    mean_image: Sequence | None = None
+    resize: int | None = None
+    class_names: tuple[str, ...] = ()
+
+    @property
+    def view_shape(self) -> tuple[int, int, int]:
+        """(height, width, channels) of the central view."""
+        return self.size, self.size, len(self.channel_order)
+
+    def views(self, image: np.ndarray, view: str = "center") -> list[np.ndarray]:
+        """uint8 views of an image, uint8 (h, w, 1 or 3), for evaluation.
+
+        Args:
+          image: decoded.
+          view: a key of `crops.EVALUATION_VIEWS`.
+
+        Raises:
+          UserError: another view than "center" of images that are taken whole.
+        """
+        if view != "center" and self.crop_fraction is None:
+            raise UserError(
+                f"--view: this model takes images of {self.size} pixels whole; expected center, found {view}"
+            )
+        if self.crop_fraction is None and image.shape == self.view_shape:
+            return [image]
+        rgb = image if image.shape[-1] == 3 else np.repeat(image, 3, axis=-1)
+        fraction = self.crop_fraction or 1.0
+        views = EVALUATION_VIEWS[view](rgb, size=self.size, crop_fraction=fraction, interpolation=self.interpolation)
+        return views if self.channel_order == "RGB" else [_grey(view) for view in views]
+
+    def center_view(self, image: np.ndarray) -> np.ndarray:
+        """The central view alone; see `views`."""
+        return self.views(image)[0]
+
+    @functools.cached_property
+    def normalize(self):
+        """The function from uint8 views, or floats of 0..255, (n, h, w, c) to model input, float32 (traceable)."""
+        mean, std = np.float32([[[self.mean]]]), np.float32([[[self.std]]])
+        if self.mean_image is not None:
+            mean, std = np.float32(self.mean_image)[None], np.float32(1)
+        return functools.partial(normalize, mean=mean, std=std, size=self.resize)
+
+    def __call__(self, images) -> jax.Array:
+        """Model input, float32 (n, h, w, c), of one image or several.
+
+        Args:
+          images: a path, a PIL image, an array uint8 (h, w), (h, w, c) or (n, h, w, c), or a list of such images.
+
+        Raises:
+          UserError: a file that is no image, an array of another dtype or rank.
+        """
+        if isinstance(images, list | tuple) or isinstance(images, np.ndarray | jax.Array) and images.ndim == 4:
+            decoded = [_decoded(image) for image in images]
+        else:
+            decoded = [_decoded(images)]
+        return jax.jit(self.normalize)(jnp.asarray(np.stack([self.center_view(image) for image in decoded])))
+
+
+def mean_image(images: np.ndarray) -> list:
+    """The mean of uint8 images (n, h, w, c) on the scale 0..1, as nested lists of float32 values."""
+    return np.float32(images.mean(axis=0, dtype=np.float64) / 255).tolist()
+
+
+def _grey(image: np.ndarray) -> np.ndarray:
+    return np.asarray(Image.fromarray(image).convert("L"))[..., None]
+
+
+def _decoded(image) -> np.ndarray:
+    """uint8 (h, w, 1 or 3)."""
+    if isinstance(image, str | pathlib.Path):
+        try:
+            return decode(pathlib.Path(image).expanduser().read_bytes())
+        except OSError as error:
+            raise UserError(f"images: {image} cannot be read: {error.strerror}") from None
+        except CorruptImage as error:
+            raise UserError(f"images: {image} cannot be decoded: {error}") from None
+    if isinstance(image, Image.Image):
+        image = np.asarray(image if image.mode == "L" else image.convert("RGB"))
+    image = np.asarray(image)
+    image = image[..., None] if image.ndim == 2 else image
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[-1] not in (1, 3):
+        raise UserError(
+            f"images: expected uint8 (height, width, 1 or 3), found {image.dtype} {image.shape}; floating point images "
+            "are taken to be normalised already"
+        )
+    return image
