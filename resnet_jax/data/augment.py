@@ -4,7 +4,7 @@ Keys are per image: `fold_in(fold_in(key, step), position in the global batch)`,
 depend on how many devices share the batch.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import jax
 import jax.numpy as jnp
@@ -48,7 +48,7 @@ AUGMENTATIONS = {"pad_crop": pad_crop, "flip": flip, "cutout": cutout, "erasing"
 # Of grey levels: (key, image, settings) -> image. One of them is applied.
 POLICIES = {
     "randaugment": lambda key, image, settings: policies.rand_augment(
-        key, image, settings.num_ops, settings.magnitude, settings.magnitude_std
+        key, image, settings["num_ops"], settings["magnitude"], settings["magnitude_std"]
     ),
     "autoaugment": lambda key, image, settings: policies.auto_augment(key, image),
     "trivialaugment": lambda key, image, settings: policies.trivial_augment(key, image),
@@ -68,14 +68,14 @@ def augment_colours(key: jax.Array, images: jax.Array, positions: jax.Array, set
     Returns:
       Grey levels 0..255, (b, h, w, c): uint8 if nothing is on, else float32.
     """
-    jitter = tuple(settings.jitter)
+    jitter = tuple(settings["jitter"])
     changes = []
-    if settings.policy != "none":
-        changes.append(lambda key, image: POLICIES[settings.policy](key, image, settings))
+    if settings["policy"] != "none":
+        changes.append(lambda key, image: POLICIES[settings["policy"]](key, image, settings))
     if any(jitter):
         changes.append(lambda key, image: policies.color_jitter(key, image, *jitter))
-    if settings.lighting:
-        changes.append(lambda key, image: policies.lighting(key, image, settings.lighting))
+    if settings["lighting"]:
+        changes.append(lambda key, image: policies.lighting(key, image, settings["lighting"]))
     if not changes:
         return images
 
@@ -86,6 +86,26 @@ def augment_colours(key: jax.Array, images: jax.Array, positions: jax.Array, set
         return image
 
     return jax.vmap(change_one)(positions, images.astype(jnp.float32))
+
+
+def augment_batch(
+    key: jax.Array, batch: dict, *, settings: Mapping, normalize: Callable, num_classes: int
+) -> dict[str, jax.Array]:
+    """The batch with `image` normalised and augmented, float32, and `target`, float32 (b, classes), added.
+
+    Args:
+      key: PRNG key of the step.
+      batch: `image`, uint8 (b, h, w, c), `label` and `position` in the global batch, int32 (b,); other arrays stay.
+      settings: see `augment_colours`, `augment_images` and `mix_images`.
+      normalize: from images of 0..255 to model input.
+      num_classes: number of classes.
+    """
+    augment_key, mix_key = jax.random.split(key)
+    images = augment_colours(jax.random.fold_in(key, 3), batch["image"], batch["position"], settings)
+    images = augment_images(augment_key, normalize(images), batch["position"], settings)
+    targets = jax.nn.one_hot(batch["label"], num_classes)
+    images, targets = mix_images(mix_key, images, targets, batch["position"], settings)
+    return {**batch, "image": images, "target": targets}
 
 
 def mixup(key: jax.Array, image: jax.Array, partner: jax.Array, alpha: float) -> tuple[jax.Array, jax.Array]:

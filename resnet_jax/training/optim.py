@@ -10,7 +10,7 @@ from optax.contrib import MuonDimensionNumbers, muon
 
 from resnet_jax.errors import UserError
 
-# --- schedules: (peak, steps, end, ...) -> rate after a warm-up of `warmup_steps`, which is over at its step 0 ---
+# --- schedules: (peak, steps, end, ...) -> rate after a warmup of `warmup_steps`, which is over at its step 0 ---
 
 
 def _constant(peak, steps, **_):
@@ -35,8 +35,8 @@ def _polynomial(peak, steps, *, end, power, **_):
     return optax.polynomial_schedule(peak, end, power, steps)
 
 
-def _triangular(peak, steps, *, end, peak_at, warmup_from, **_):
-    rise = max(1, round(peak_at * steps))
+def _triangular(peak, steps, *, end, peak_fraction, warmup_from, **_):
+    rise = max(1, round(peak_fraction * steps))
     sides = [optax.linear_schedule(warmup_from, peak, rise), optax.linear_schedule(peak, end, max(1, steps - rise))]
     return optax.join_schedules(sides, [rise])
 
@@ -63,9 +63,9 @@ def make_schedule(
     milestones: Sequence[float] = (),
     factor: float = 0.1,
     power: float = 1.0,
-    peak_at: float = 0.2,
+    peak_fraction: float = 0.2,
 ) -> optax.Schedule:
-    """The learning rate as a function of the step.
+    """Learning rate by step.
 
     >>> [round(float(make_schedule("cosine", 0.4, 10, warmup_steps=2)(step)), 3) for step in (0, 1, 2, 6, 10)]
     [0.0, 0.2, 0.4, 0.2, 0.0]
@@ -74,16 +74,17 @@ def make_schedule(
 
     Args:
       name: a key of SCHEDULES.
-      peak: the rate after the warm-up; may be traced.
-      steps: length of the run, warm-up included.
-      warmup_steps: before the schedule proper, which fills the rest of the run.
+      peak: rate after the warmup; may be traced.
+      steps: length of the run, warmup included.
+      warmup_steps: length of the warmup; the schedule proper fills the rest of the run.
       warmup_shape: "linear" from `warmup_from` to the peak, or "constant" at `warmup_from`.
       warmup_from: rate at step 0.
       end: rate at the end of "cosine", "linear", "polynomial" and "triangular".
       milestones: for "step": fractions of the whole run at which the rate is multiplied by `factor`.
+      factor: for "step".
       power: for "polynomial".
-      peak_at: for "triangular": the fraction of the run at which the rate peaks (from `warmup_from` on a straight
-        line, to `end` on another); it has no other warm-up.
+      peak_fraction: for "triangular": the fraction of the run at which the rate peaks (from `warmup_from` on a straight
+        line, to `end` on another); it has no other warmup.
     """
     after = SCHEDULES[name](
         peak,
@@ -94,7 +95,7 @@ def make_schedule(
         milestones=milestones,
         factor=factor,
         power=power,
-        peak_at=peak_at,
+        peak_fraction=peak_fraction,
     )
     if not warmup_steps:
         return after
@@ -133,7 +134,8 @@ def _muon(rate, *, momentum, nesterov, b1, b2, decay, mask, **_):
     def as_matrices(params):
         return jax.tree.map(lambda p: MuonDimensionNumbers((0, 1, 2), 3) if p.ndim == 4 else None, params)
 
-    # Its own weight decay knows no mask for Adam's weights, so decay and rate follow it here.
+    # optax.contrib.muon does the partition of the weights itself, but its weight decay knows no mask for Adam's, so
+    # decay and rate follow it here.
     direction = muon(
         1.0,
         beta=momentum,
@@ -150,7 +152,8 @@ OPTIMIZERS = {"sgd": _sgd, "adamw": _adamw, "lars": _lars, "lamb": _lamb, "muon"
 
 def make_optimizer(
     name: str,
-    schedule: optax.Schedule,
+    peak_lr: float,
+    schedule: Callable[[jax.Array], optax.Schedule],
     *,
     momentum: float = 0.9,
     nesterov: bool = False,
@@ -161,32 +164,42 @@ def make_optimizer(
     weight_decay_params: str = ".*",
     clip_norm: float = 0.0,
 ) -> optax.GradientTransformation:
-    """An Optax optimizer.
+    """An optimizer that keeps its peak learning rate in its state, as `opt_state.hyperparams["peak_lr"]`.
+
+    So runs that differ in their rate share one program.
 
     Args:
       name: a key of OPTIMIZERS.
-      schedule: learning rate by step.
-      momentum, nesterov: of SGD, LARS and Muon.
-      b1, b2: of AdamW, LAMB and Muon's Adam.
+      peak_lr: see `make_schedule`.
+      schedule: makes the schedule of a peak, which is traced.
+      momentum, nesterov: for SGD, LARS and Muon.
+      b1, b2: for AdamW, LAMB and Muon's Adam.
       weight_decay: strength.
       weight_decay_mode: "l2" adds `weight_decay * weight` to the gradient before anything else sees it (the paper's,
         torch's SGD); "decoupled" leaves it to the optimizer's own place: beside the momentum, times the learning rate
         (SGD, AdamW, Muon), or inside the trust ratio (LARS, LAMB).
       weight_decay_params: regular expression; weights whose path (`stage1_block1/conv1/kernel`) it finds decay.
-      clip_norm: gradients are scaled down to this global norm first; 0 for never.
+      clip_norm: global norm that gradients are scaled down to first; 0 for never.
+
+    Raises:
+      UserError: `weight_decay_params` is no regular expression, or (on use) it occurs in no path.
     """
     mask = path_mask(weight_decay_params)
     settings = {"momentum": momentum, "nesterov": nesterov, "b1": b1, "b2": b2, "mask": mask}
     l2 = weight_decay if weight_decay_mode == "l2" else 0.0
-    return optax.chain(
-        optax.clip_by_global_norm(clip_norm) if clip_norm else optax.identity(),
-        optax.add_decayed_weights(l2, mask) if l2 else optax.identity(),
-        OPTIMIZERS[name](schedule, decay=weight_decay - l2, **settings),
-    )
+
+    def with_peak(peak_lr):
+        return optax.chain(
+            optax.clip_by_global_norm(clip_norm) if clip_norm else optax.identity(),
+            optax.add_decayed_weights(l2, mask) if l2 else optax.identity(),
+            OPTIMIZERS[name](schedule(peak_lr), decay=weight_decay - l2, **settings),
+        )
+
+    return optax.inject_hyperparams(with_peak)(peak_lr=peak_lr)
 
 
 def is_kernel(params):
-    """True for convolution and dense kernels, False for norms and biases."""
+    """A tree of bools: True for convolution and dense kernels, False for norms and biases."""
     return jax.tree.map(lambda p: jnp.ndim(p) > 1, params)
 
 

@@ -3,23 +3,23 @@
 from collections.abc import Callable, Sequence
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from resnet_jax.data.order import Feed
+from resnet_jax.data.order import StepInputs
 from resnet_jax.errors import UserError
 
 AXIS = "data"
 
-
-_EVERYWHERE, _DIVIDED = PartitionSpec(), PartitionSpec(AXIS)
+_REPLICATED, _SHARDED = PartitionSpec(), PartitionSpec(AXIS)
 
 
 def _shard_map(function: Callable, mesh: Mesh, donate: bool) -> Callable:
     # check_vma=False: with the default, a gradient taken inside is summed over devices already, and its mean is wrong
     # by their number.
-    arguments = (_EVERYWHERE, Feed(shared=_EVERYWHERE, batch=_DIVIDED))
-    mapped = jax.shard_map(function, mesh=mesh, in_specs=arguments, out_specs=_EVERYWHERE, check_vma=False)
+    arguments = (_REPLICATED, StepInputs(replicated=_REPLICATED, sharded=_SHARDED))
+    mapped = jax.shard_map(function, mesh=mesh, in_specs=arguments, out_specs=_REPLICATED, check_vma=False)
     return jax.jit(mapped, donate_argnums=(0,) if donate else ())
 
 
@@ -28,15 +28,15 @@ def _pmap(function: Callable, mesh: Mesh, donate: bool) -> Callable:
     mapped = jax.pmap(
         lambda device, *arguments: function(*arguments),
         axis_name=AXIS,
-        in_axes=(0, None, Feed(shared=None, batch=0)),
+        in_axes=(0, None, StepInputs(replicated=None, sharded=0)),
         out_axes=None,
         devices=list(mesh.devices.flat),
         donate_argnums=(1,) if donate else (),
     )
 
-    def call(first, feed):
-        by_device = jax.tree.map(lambda x: x.reshape(mesh.size, -1, *x.shape[1:]), feed.batch)
-        return mapped(np.arange(mesh.size), first, feed._replace(batch=by_device))
+    def call(first, inputs):
+        by_device = jax.tree.map(lambda x: x.reshape(mesh.size, -1, *x.shape[1:]), inputs.sharded)
+        return mapped(np.arange(mesh.size), first, inputs._replace(sharded=by_device))
 
     return call
 
@@ -61,7 +61,7 @@ def join_processes() -> None:
 
 
 def is_main_process() -> bool:
-    """Does this process write what only one may write?"""
+    """True in the process that writes what only one may write."""
     return jax.process_index() == 0
 
 
@@ -69,17 +69,17 @@ WRAPPERS = {"shard_map": _shard_map, "pmap": _pmap}
 
 
 class DataParallel:
-    """Runs a function of something and a `Feed` on every device, each on its own part of the batch.
+    """Runs a function of something and `StepInputs` on every device, each on its own part of the batch.
 
-    The first argument, the shared part of the feed, and results are replicated.
+    The first argument, the replicated part of the inputs, and results are replicated.
 
-    Inside the function `shard()`, `mean(tree)` and `sum(tree)` speak to the other devices.
+    Inside the function `shard()`, `mean(tree)`, `sum(tree)` and `all_gather(tree)` speak to the other devices.
     """
 
     def __init__(self, devices: Sequence[jax.Device], wrapper: str = "shard_map"):
         # Auto axes: with the default, explicit ones, shard_map rejects inputs that are not sharded yet.
         self.mesh = Mesh(np.asarray(devices), (AXIS,), axis_types=(AxisType.Auto,))
-        self._divided = NamedSharding(self.mesh, _DIVIDED)
+        self._sharded = NamedSharding(self.mesh, _SHARDED)
         self.shards = len(devices)
         self._wrap = WRAPPERS[wrapper]
 
@@ -89,23 +89,29 @@ class DataParallel:
 
     def replicate(self, tree):
         """Copy arrays from the host, or from one device, to every device."""
-        # A copy: device_put may alias an array of the host, and memory that is donated will be written to. What is on
-        # a device goes to others directly, but not to those of other processes.
-        stays = jax.Array if jax.process_count() == 1 else ()
-        tree = jax.tree.map(lambda x: x if isinstance(x, stays) else np.array(x), tree)
-        return jax.device_put(tree, NamedSharding(self.mesh, _EVERYWHERE))
+        everywhere = NamedSharding(self.mesh, _REPLICATED)
+
+        def one(x):
+            if isinstance(x, jax.Array) and jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
+                return jax.random.wrap_key_data(one(jax.random.key_data(x)))
+            # A copy: device_put may alias an array of the host, and memory that is donated will be written to. What is
+            # on a device goes to others directly, but not to those of other processes.
+            on_device = isinstance(x, jax.Array) and jax.process_count() == 1
+            return jax.device_put(x if on_device else np.array(x), everywhere)
+
+        return jax.tree.map(one, tree)
 
     def rows(self, batch_size: int) -> np.ndarray:
-        """int (b,): the positions in a global batch that belong to devices of this process, sorted."""
-        parts = self._divided.addressable_devices_indices_map((batch_size,)).values()
+        """Positions in a global batch that belong to devices of this process, int (b,), sorted."""
+        parts = self._sharded.addressable_devices_indices_map((batch_size,)).values()
         return np.sort(np.concatenate([np.arange(batch_size)[part] for part in parts]))
 
     def distribute(self, tree):
-        """The `rows` of this process on their devices: arrays of the global batch."""
-        return jax.tree.map(lambda x: jax.make_array_from_process_local_data(self._divided, x), tree)
+        """Arrays of the global batch, from the `rows` of this process."""
+        return jax.tree.map(lambda x: jax.make_array_from_process_local_data(self._sharded, x), tree)
 
     def shard(self) -> jax.Array:
-        """Which part of the batch is this device's (traced)."""
+        """Index of this device's part of the batch (traced)."""
         return jax.lax.axis_index(AXIS)
 
     def mean(self, tree):
@@ -116,8 +122,12 @@ class DataParallel:
         """The sum over devices (traced)."""
         return jax.lax.psum(tree, AXIS)
 
+    def all_gather(self, tree):
+        """Arrays of all devices, one after another along the first axis (traced)."""
+        return jax.lax.all_gather(tree, AXIS, tiled=True)
+
     def batch_statistics_axis(self, scope: str, group_size: int) -> dict:
-        """Arguments of `layers.batch_norm` that make batch statistics `local`, `global` or shared by a `group`."""
+        """Settings of a batch norm that make its statistics `local`, `global` or common to a `group` of devices."""
         if scope == "local":
             return {}
         if scope == "global":

@@ -1,0 +1,56 @@
+"""The picture of a run: loss, accuracy and learning rate."""
+
+import pathlib
+from collections.abc import Sequence
+
+import matplotlib
+import numpy as np
+from matplotlib.figure import Figure
+
+_SPLIT_STYLES = {"train": ("C0", "-", 1.0), "validation": ("C1", "--", 2.0), "test": ("C2", "-", 2.0)}
+STYLE = {"font.size": 12, "axes.grid": True, "grid.alpha": 0.3, "savefig.dpi": 130}
+
+
+@matplotlib.rc_context(STYLE)
+def plot_run(lines: Sequence[dict], target: str | pathlib.Path, title: str) -> None:
+    """Loss, accuracy and learning rate of a run against epochs.
+
+    Args:
+      lines: from `metrics.jsonl`.
+      target: file of the picture.
+      title: heading of the picture.
+    """
+    figure, (loss, accuracy, rate) = subplots(1, 3, figsize=(14, 4.2))
+    figure.suptitle(title)
+    for axes, name, scale in ((loss, "loss", 1), (accuracy, "accuracy", 100)):
+        for split, (color, style, width) in _SPLIT_STYLES.items():
+            epochs, values = points(lines, split, name)
+            draw(axes, epochs, values * scale, color=color, ls=style, lw=width, label=split)
+        axes.legend()
+    loss.set(title="Loss", ylabel="cross-entropy, nats", yscale="log")
+    accuracy.set(title="Accuracy", ylabel="top-1 accuracy, %")
+    rate.plot(*points(lines, "train", "learning_rate"), color="black")
+    rate.set(title="Learning rate", ylabel="learning rate")
+    for axes in (loss, accuracy, rate):
+        axes.set_xlabel("epoch")
+    figure.savefig(target)
+
+
+def subplots(rows: int, columns: int, *, figsize: tuple[float, float], **settings) -> tuple:
+    """(figure, axes) for a file. Not by pyplot, whose backend and figures belong to whoever imports us."""
+    figure = Figure(figsize=figsize, layout="constrained")
+    return figure, figure.subplots(rows, columns, **settings)
+
+
+def points(lines: Sequence[dict], split: str, name: str) -> tuple[np.ndarray, np.ndarray]:
+    """(epochs, values) of a metric on a split, from lines of `metrics.jsonl`."""
+    own = [line for line in lines if line["split"] == split]
+    return np.array([line["epoch"] for line in own]), np.array([line[name] for line in own])
+
+
+def draw(axes, x: np.ndarray, y: np.ndarray, **style) -> None:
+    """Draw a curve; up to two points stand alone."""
+    if len(x) > 2:
+        axes.plot(x, y, markevery=max(1, len(x) // 8), **style)
+    elif len(x):
+        axes.plot(x, y, **{"marker": "o", "ms": 8, **style, "ls": "none"})

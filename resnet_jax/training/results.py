@@ -1,0 +1,41 @@
+"""The end of a run: scores of the last and the best weights, and what is looked at after training."""
+
+from resnet_jax.checkpoint import unflatten
+from resnet_jax.training.hooks import TrainingRun
+from resnet_jax.training.parallel import is_main_process
+from resnet_jax.training.probes import probe_batch_statistics, probe_lesions
+from resnet_jax.training.step import TrainState
+
+
+def final_result(run: TrainingRun, state: TrainState) -> dict:
+    """The content of `result.json`."""
+    recipe, program = run.recipe, run.program
+    run.checkpoints.wait()
+    result = {"completed": True, **run.progress(recipe.num_steps), **_final_scores(run, state)}
+    if recipe.wants_lesions:
+        result["lesions"] = probe_lesions(program, recipe.model, state.variables, "test")
+    if recipe.wants_precise_statistics and state.batch_stats:
+        batches = -(-recipe.num_examples // recipe.batch_size)
+        model = recipe.create_model(momentum=0.0, **recipe.batch_statistics_axis(program.parallel))
+        result["batch_statistics"] = probe_batch_statistics(program, model, state, batches, "test")
+    return result
+
+
+def _final_scores(run: TrainingRun, state: TrainState) -> dict[str, dict]:
+    """Scores of the last and of the best weights. Nothing was chosen by the test split before."""
+    recipe, step = run.recipe, run.recipe.num_steps
+    best_step, items, messages = run.checkpoints.read_best(("model",))
+    for message in messages:
+        run.console.print(message, highlight=False, soft_wrap=True)
+    shapes = {**state.variables, **({} if state.ema is None else {"ema": state.ema})}
+    best = unflatten(shapes, items["model"], run.checkpoints.path(best_step))
+    best_state = state.replace(**run.program.parallel.replicate(best))
+    scores = {}
+    for scored_step, scored in sorted({step: state, best_step: best_state}.items()):
+        scores[scored_step] = {"step": scored_step, "train": run.log.train_scores.get(scored_step)}
+        for split in (name for name in run.program.loader.splits if name != "train"):
+            scores[scored_step][split], others = run.evaluate(scored, split, scored_step)
+        if not recipe.test_curve and is_main_process():  # else the log holds these points already
+            values = {**scores[scored_step]["test"], **others}
+            run.log.write("test", scored_step, recipe.epoch(scored_step), values)
+    return {"last": scores[step], "best": scores[best_step]}
