@@ -7,10 +7,8 @@ import sys
 from absl import flags
 from ml_collections import ConfigDict
 
-from resnet_jax.command import is_study, parse_command, resolve_length
+from resnet_jax.config.flags import CONFIGS, is_study, parse_command, resolve_length
 from resnet_jax.errors import UserError, command_line
-
-_DEFAULT = pathlib.Path(__file__).parent / "configs" / "default.py"
 
 
 def parse(argv: list[str]) -> tuple[ConfigDict, pathlib.Path]:
@@ -21,9 +19,9 @@ def parse(argv: list[str]) -> tuple[ConfigDict, pathlib.Path]:
     """
 
     def define(values):
-        flags.DEFINE_string("workdir", None, "Folder of the run; default: a new one in runs/.", flag_values=values)
+        flags.DEFINE_string("workdir", None, "Run directory; default: a new one in runs/.", flag_values=values)
 
-    command = parse_command(argv, _DEFAULT, __doc__, define)
+    command = parse_command(argv, CONFIGS / "default.py", __doc__, define)
     if is_study(command.config):
         raise UserError("--config: expected an experiment, found a study; run it with python -m resnet_jax.ablate")
     resolve_length(command.config, command.overrides)
@@ -34,6 +32,6 @@ def parse(argv: list[str]) -> tuple[ConfigDict, pathlib.Path]:
 if __name__ == "__main__":
     with command_line():
         config, workdir = parse(sys.argv)
-        from resnet_jax import loop  # after the command line is known to be good: it takes seconds
+        from resnet_jax import train  # after the command line is known to be good: it takes seconds
 
-        loop.train(config, workdir)
+        train(config, workdir)

@@ -9,25 +9,25 @@ What is modern in it: a triangular schedule, Nesterov momentum, weight decay on 
 a moving average of the weights, bfloat16 and several steps per program.
 """
 
-from configs import default
+import resnet_jax
 
 
 def get_config():
-    config = default.get_config()
-    config.precision = "bfloat16"
+    config = resnet_jax.get_config()
+    config.dtype = "bfloat16"
     config.model.name = "resnet18"
     config.model.stem = "small"
     config.model.zero_init_last_scale = True
     config.data.name = "cifar10"
     config.data.validation_size = 5000
     config.augment.flip = True
-    config.augment.crop = 4
+    config.augment.pad_crop = 4
     config.augment.cutout = 8
     config.train.batch_size = 512
     config.train.epochs = 30.0
     config.train.label_smoothing = 0.1
     config.train.ema_decay = 0.995
-    config.train.steps_per_dispatch = 10
+    config.train.steps_per_call = 10
     config.optim.lr = 0.4
     config.optim.nesterov = True
     config.optim.weight_decay = 5e-4

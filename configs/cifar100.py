@@ -6,11 +6,11 @@
 Hardware: 1 GPU. Time: not measured yet. Result: none is claimed, it was not run on the real data by us yet.
 """
 
-from configs import cifar10
+import resnet_jax
 
 
 def get_config():
-    config = cifar10.get_config()
+    config = resnet_jax.get_config("cifar10")
     config.data.name = "cifar100"
     config.augment.cutout = 0
     config.augment.cutmix = 1.0

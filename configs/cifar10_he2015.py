@@ -15,17 +15,17 @@ momentum 0.9; weight decay 1e-4 on all weights; 64k steps, the rate of 0.1 divid
 the single view of the test image.
 """
 
-from configs import default
+import resnet_jax
 
 
 def get_config(name="resnet20"):
-    config = default.get_config()
+    config = resnet_jax.get_config()
     config.model.name = name
     config.data.name = "cifar10"
     config.data.validation_size = 5000
     config.data.normalization = "pixel_mean"
     config.augment.flip = True
-    config.augment.crop = 4
+    config.augment.pad_crop = 4
     config.train.batch_size = 128
     config.train.epochs = None
     config.train.steps = 64_000

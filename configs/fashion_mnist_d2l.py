@@ -12,16 +12,16 @@ normalised by mean and standard deviation (the book leaves them in 0..1), and we
 book: Xavier).
 """
 
-from configs import default
+import resnet_jax
 
 
 def get_config():
-    config = default.get_config()
+    config = resnet_jax.get_config()
     config.model.name = "resnet18"
     config.data.name = "fashion_mnist"
     config.data.image_size = 96
     config.data.validation_size = 0
-    config.augment.crop = 0
+    config.augment.pad_crop = 0
     config.train.batch_size = 256
     config.train.epochs = 10.0
     config.optim.lr = 0.05

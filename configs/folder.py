@@ -9,17 +9,17 @@ PATH holds a folder for each class, twice, and in them the image files:
 
 50 of the training images are held out to choose the best weights by; --config.data.validation_size=0 trains on all.
 
-Hardware: 2 CPU cores. Time: 9 minutes for 1000 images of 256x256 (56 images/s, measured over one epoch of made-up
+Hardware: 2 CPU cores. Time: 9 minutes for 1000 images of 256x256 (56 images/s, measured over one epoch of synthetic
 ones); large photographs take longer to decode. Result: none is claimed, it depends on the photographs.
 
-On a GPU: --config.precision=bfloat16 --config.data.image_size=160 --config.eval.image_size=192.
+On a GPU: --config.dtype=bfloat16 --config.data.image_size=160 --config.eval.image_size=192.
 """
 
-from configs import default
+import resnet_jax
 
 
 def get_config():
-    config = default.get_config()
+    config = resnet_jax.get_config()
     config.model.name = "resnet18"
     config.model.zero_init_last_scale = True
     config.data.name = "folder"
@@ -30,7 +30,7 @@ def get_config():
     config.augment.area = (0.25, 1.0)
     config.augment.jitter = (0.2, 0.2, 0.2, 0.0)
     config.augment.flip = True
-    config.augment.crop = 0
+    config.augment.pad_crop = 0
     config.train.batch_size = 32
     config.train.epochs = 30.0
     config.train.label_smoothing = 0.1

@@ -20,12 +20,12 @@ What differs in A1, A2 and A3:
     not for a batch.
 """
 
-from configs import default
+import resnet_jax
 
 
 def get_config():
-    config = default.get_config()
-    config.precision = "bfloat16"
+    config = resnet_jax.get_config()
+    config.dtype = "bfloat16"
     config.model.name = "resnet50"
     config.model.stochastic_depth = 0.05
     config.model.zero_init_last_scale = True
@@ -40,7 +40,7 @@ def get_config():
     config.augment.magnitude = 21.0
     config.augment.magnitude_std = 1.5
     config.augment.flip = True
-    config.augment.crop = 0
+    config.augment.pad_crop = 0
     config.augment.mixup = 0.2
     config.augment.cutmix = 1.0
     config.train.batch_size = 2064

@@ -11,11 +11,11 @@ What differs is said in configs/imagenet_a1.py. The threshold of 0.2 is that of 
 (github.com/Alibaba-MIIL/ML_Decoder); the paper names none.
 """
 
-from configs import imagenet_a1
+import resnet_jax
 
 
 def get_config():
-    config = imagenet_a1.get_config()
+    config = resnet_jax.get_config("imagenet_a1")
     config.augment.mixup = 0.1
     config.train.epochs = 300.0
     config.train.bce_threshold = 0.2

@@ -11,11 +11,11 @@ What differs is said in configs/imagenet_a1.py; nothing is repeated here, so tha
 magnitude 6 of 10 is 18 of 30.
 """
 
-from configs import imagenet_a2
+import resnet_jax
 
 
 def get_config():
-    config = imagenet_a2.get_config()
+    config = resnet_jax.get_config("imagenet_a2")
     config.model.stochastic_depth = 0.0
     config.data.image_size = 160
     config.augment.repeats = 1

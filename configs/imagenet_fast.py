@@ -18,7 +18,7 @@ What differs: bfloat16, not float16 with a scaled loss; ImageNet as it is, not s
 encoded anew.
 """
 
-from configs import default
+import resnet_jax
 
 GROWN_AT = {"16": 12, "88": 71}  # epochs of the run: first epoch with images of 192 pixels
 
@@ -26,8 +26,8 @@ GROWN_AT = {"16": 12, "88": 71}  # epochs of the run: first epoch with images of
 def get_config(epochs="16"):
     if epochs not in GROWN_AT:
         raise ValueError(f"imagenet_fast.py: expected {' or '.join(GROWN_AT)} epochs after the colon, found {epochs}")
-    config = default.get_config()
-    config.precision = "bfloat16"
+    config = resnet_jax.get_config()
+    config.dtype = "bfloat16"
     config.model.name = "resnet50"
     config.model.downsample = "blur"
     config.data.name = "imagenet2012"
@@ -37,7 +37,7 @@ def get_config(epochs="16"):
     config.augment.view = "random_resized"
     config.augment.sizes = ((0.0, 160), (GROWN_AT[epochs] / float(epochs), 192))
     config.augment.flip = True
-    config.augment.crop = 0
+    config.augment.pad_crop = 0
     config.train.batch_size = 4096
     config.train.epochs = float(epochs)
     config.train.label_smoothing = 0.1
@@ -47,7 +47,7 @@ def get_config(epochs="16"):
     config.optim.weight_decay_params = "kernel$|fc/bias$|downsample_bn"  # theirs spares what is called bn alone
     config.optim.schedule = "triangular"
     config.optim.warmup_from = 1.7e-4
-    config.optim.peak_at = 2 / float(epochs)
+    config.optim.peak_fraction = 2 / float(epochs)
     config.eval.image_size = 256
     config.eval.test_curve = True
     return config

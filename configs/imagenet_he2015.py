@@ -26,11 +26,11 @@ What differs: the rate drops at fixed times, after 150k, 300k and 450k steps; th
 per pixel, and the result divided by the standard deviation.
 """
 
-from configs import default
+import resnet_jax
 
 
 def get_config(name="resnet50_v1"):
-    config = default.get_config()
+    config = resnet_jax.get_config()
     config.model.name = name
     if name in ("resnet18", "resnet34"):
         config.model.shortcut = "A"
@@ -42,7 +42,7 @@ def get_config(name="resnet50_v1"):
     config.augment.short_sides = (256, 480)
     config.augment.lighting = 0.1
     config.augment.flip = True
-    config.augment.crop = 0
+    config.augment.pad_crop = 0
     config.train.batch_size = 256
     config.train.epochs = None
     config.train.steps = 600_000

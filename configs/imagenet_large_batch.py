@@ -4,7 +4,7 @@
     python train.py --config=configs/imagenet_large_batch.py --workdir=WORKDIR
 
 The second command runs on every host, with a WORKDIR that all of them see. On one host add
---config.parallel.distributed=False; with too little memory, --config.train.microbatches=8.
+--config.parallel.distributed=False; with too little memory, --config.train.grad_accum_steps=8.
 
 Hardware: a TPU pod of 512 or 1024 cores, or as many GPUs. Time: not measured by us yet; theirs 2.2 min on a TPU v3 of
 1024 chips. Result: top-1 on the validation images in percent, published by others (Ying et al. 2018, arXiv:1811.06992,
@@ -18,12 +18,12 @@ batch statistics are those of a group of cores (norm.scope, norm.group_size); tr
 bicubically.
 """
 
-from configs import default
+import resnet_jax
 
 
 def get_config():
-    config = default.get_config()
-    config.precision = "bfloat16"
+    config = resnet_jax.get_config()
+    config.dtype = "bfloat16"
     config.model.name = "resnet50"
     config.model.zero_init_last_scale = True
     config.data.name = "imagenet2012"
@@ -32,7 +32,7 @@ def get_config():
     config.data.image_size = 224
     config.augment.view = "random_resized"
     config.augment.flip = True
-    config.augment.crop = 0
+    config.augment.pad_crop = 0
     config.train.batch_size = 32_768
     config.train.epochs = None
     config.train.steps = 3558  # 91 epochs

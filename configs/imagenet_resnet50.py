@@ -2,7 +2,7 @@
 
     python -m resnet_jax.data.prepare imagenet2012 --manual DIR
     python train.py --config=configs/imagenet_resnet50.py
-    python train.py --config=configs/imagenet_resnet50.py --config.train.batch_size=512 --config.precision=float32
+    python train.py --config=configs/imagenet_resnet50.py --config.train.batch_size=512 --config.dtype=float32
 
 Hardware: 8 GPUs or a TPU of 8 chips. Time: not measured by us yet; theirs 4.4 h on a TPU v3-8, 13.2 h on 8 V100.
 Result: top-1 on the validation images in percent, published by others (the README of the example; centre crop of 224
@@ -20,12 +20,12 @@ What differs: their training crops are resized bicubically, ours bilinearly; the
 an epoch and in evaluation; they draw from a buffer of 16 batches, we from the whole epoch.
 """
 
-from configs import default
+import resnet_jax
 
 
 def get_config():
-    config = default.get_config()
-    config.precision = "bfloat16"
+    config = resnet_jax.get_config()
+    config.dtype = "bfloat16"
     config.model.name = "resnet50"
     config.model.zero_init_last_scale = True
     config.data.name = "imagenet2012"
@@ -35,7 +35,7 @@ def get_config():
     config.augment.view = "random_resized"
     config.augment.area = (0.08, 1.0)
     config.augment.flip = True
-    config.augment.crop = 0
+    config.augment.pad_crop = 0
     config.train.batch_size = 1024
     config.train.epochs = 90.0
     config.optim.lr = 0.1

@@ -14,15 +14,15 @@ github.com/pytorch/vision/issues/3995. An epoch with 4 repeats has as many steps
 The average of the weights: they update it every 32 steps with a decay of 1 - 2e-5 * 1024 * 32 / 600 = 0.998908, we at
 every step with the 32nd root of that, 0.99996585.
 
-What differs: they copy the weights into the average until the warm-up is over; their rate changes once an epoch, ours
+What differs: they copy the weights into the average until the warmup is over; their rate changes once an epoch, ours
 at every step; they choose mixup or cutmix, and its share, once for a batch, we for each image.
 """
 
-from configs import default
+import resnet_jax
 
 
 def get_config():
-    config = default.get_config()
+    config = resnet_jax.get_config()
     config.model.name = "resnet50"
     config.data.name = "imagenet2012"
     config.data.loader = "stream"
@@ -32,7 +32,7 @@ def get_config():
     config.augment.repeats = 4
     config.augment.policy = "trivialaugment"
     config.augment.flip = True
-    config.augment.crop = 0
+    config.augment.pad_crop = 0
     config.augment.erasing = 0.1
     config.augment.mixup = 0.2
     config.augment.cutmix = 1.0

@@ -9,12 +9,12 @@ Hardware: 1 GPU. Time: not measured by us yet. Result: none is claimed, it was n
 training, where random crops make things look larger (Touvron et al. 2019, arXiv:1906.06423).
 """
 
-from configs import default
+import resnet_jax
 
 
 def get_config():
-    config = default.get_config()
-    config.precision = "bfloat16"
+    config = resnet_jax.get_config()
+    config.dtype = "bfloat16"
     config.model.name = "resnet18"
     config.model.zero_init_last_scale = True
     config.data.name = "imagenette"
@@ -25,7 +25,7 @@ def get_config():
     config.augment.area = (0.25, 1.0)
     config.augment.jitter = (0.2, 0.2, 0.2, 0.0)
     config.augment.flip = True
-    config.augment.crop = 0
+    config.augment.pad_crop = 0
     config.train.batch_size = 128
     config.train.epochs = 40.0
     config.train.label_smoothing = 0.1

@@ -9,12 +9,12 @@ ResNet-20 on scikit-learn's digits, batches of 32 on four devices: 8 examples on
 fifth of the others' rate.
 """
 
-from configs.ablations import digits
-from resnet_jax.study import cell, make_study
+import resnet_jax
+from resnet_jax.studies import cell, make_study
 
 
 def get_config():
-    experiment = digits.get_config().experiment
+    experiment = resnet_jax.get_config("ablations/digits").experiment
     experiment.model.name = "resnet20"
     experiment.train.batch_size = 32
     experiment.parallel.devices = 4

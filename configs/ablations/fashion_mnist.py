@@ -8,21 +8,18 @@ Hardware: 1 GPU (on 2 CPU cores about a day and a half; add --config.experiment.
 The recipe of He et al. 2015, section 4.2, shortened to 12 epochs: nothing but the shortcuts helps the deep nets.
 """
 
-from configs import default
-from configs.ablations import digits
-from resnet_jax.study import make_study
+import resnet_jax
+from resnet_jax.studies import make_study, plain_and_residual
 
 
 def get_config():
-    experiment = default.get_config()
+    experiment = resnet_jax.get_config()
     experiment.data.name = "fashion_mnist"
     experiment.data.validation_size = 5000
     experiment.augment.flip = True
-    experiment.augment.crop = 4
+    experiment.augment.pad_crop = 4
     experiment.train.epochs = 12.0
     experiment.optim.schedule = "step"
     experiment.eval.test_curve = True
-    experiment.measure.layers = True
-    return make_study(
-        "Residual against plain nets on Fashion-MNIST", experiment, digits.plain_and_residual((20, 32, 44, 56))
-    )
+    experiment.diagnostics.layers = True
+    return make_study("Residual against plain nets on Fashion-MNIST", experiment, plain_and_residual((20, 32, 44, 56)))

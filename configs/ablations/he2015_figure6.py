@@ -9,18 +9,17 @@ Each run is that of configs/cifar10_he2015.py. The paper warms up the 110-layer 
 here the plain net of that depth and the 1202-layer net are warmed up alike.
 """
 
-from configs import cifar10_he2015
-from configs.ablations import digits
-from resnet_jax.study import cell, make_study
+import resnet_jax
+from resnet_jax.studies import cell, make_study, plain_and_residual
 
 WARMUP = {"optim.warmup_steps": 400, "optim.warmup_shape": "constant", "optim.warmup_from": 0.01}
 
 
 def get_config():
-    experiment = cifar10_he2015.get_config()
+    experiment = resnet_jax.get_config("cifar10_he2015")
     experiment.eval.test_curve = True
-    experiment.measure.layers = True
-    cells = digits.plain_and_residual((20, 32, 44, 56, 110))
+    experiment.diagnostics.layers = True
+    cells = plain_and_residual((20, 32, 44, 56, 110))
     cells.append(cell("resnet1202", {"model.name": "resnet1202"}, "residual"))
     for each in cells:
         if each["name"] in ("plain110", "resnet110", "resnet1202"):

@@ -3,9 +3,9 @@
     python -m resnet_jax.ablate --config=configs/ablations/he2015_table2.py --workdir=runs/ablation-he2015_table2
 
 Hardware: several GPUs or a TPU pod. Time: not measured by us yet. The data: python -m resnet_jax.data.prepare
-imagenet2012 --manual DIR. On made-up images it can be tried anywhere (5 minutes on 2 CPU cores):
+imagenet2012 --manual DIR. On synthetic images it can be tried anywhere (5 minutes on 2 CPU cores):
 
-    python -m resnet_jax.ablate --config=configs/ablations/he2015_table2.py --workdir=runs/table2-on-made-up-images \
+    python -m resnet_jax.ablate --config=configs/ablations/he2015_table2.py --workdir=runs/table2-on-synthetic-images \
         --config.experiment.data.name=synthetic:256:10 --config.experiment.data.image_size=64 \
         --config.experiment.train.batch_size=32 --config.experiment.train.steps=20 --config.seeds="(0,)"
 
@@ -15,8 +15,8 @@ configs/imagenet_he2015.py, which says what else differs. The paper reports 10-c
 python -m resnet_jax.evaluate RUN --view ten_crop
 """
 
-from configs import imagenet_he2015
-from resnet_jax.study import cell, make_study
+import resnet_jax
+from resnet_jax.studies import cell, make_study
 
 
 def get_config():
@@ -25,4 +25,4 @@ def get_config():
         for name, shortcut, series in (("plain", "none", "plain"), ("resnet", "A", "residual"))
         for depth in (18, 34)
     ]
-    return make_study("He et al. 2015, Table 2: ImageNet", imagenet_he2015.get_config("resnet18"), cells)
+    return make_study("He et al. 2015, Table 2: ImageNet", resnet_jax.get_config("imagenet_he2015:resnet18"), cells)

@@ -5,19 +5,16 @@
 
 Hardware: GPUs; the nets of 1001 layers take days. Not run on the real images by us yet.
 
-Each run is that of configs/cifar10_he2015.py with the warm-up that this paper gives to all its nets (400 steps at a
+Each run is that of configs/cifar10_he2015.py with the warmup that this paper gives to all its nets (400 steps at a
 rate of 0.01). The paper reports the median of 5 runs.
 """
 
-from configs import cifar10_he2015
-from configs.ablations.he2015_figure6 import WARMUP
-from resnet_jax.study import cell, make_study
+import resnet_jax
+from resnet_jax.studies import cell, make_study
 
 
 def get_config():
-    experiment = cifar10_he2015.get_config()
-    for key, value in WARMUP.items():
-        experiment.optim[key.removeprefix("optim.")] = value
+    experiment = resnet_jax.get_config("cifar10_he2015:resnet110")  # with its warmup
     experiment.eval.test_curve = True
     units = (("resnet", "original"), ("preact_resnet", "pre-activation"))
     cells = [

@@ -7,17 +7,16 @@ Hardware: 2 CPU cores for the digits (44 layers, 15 epochs), GPUs for CIFAR-10 (
 by us yet). He et al. 2016 (arXiv:1603.05027), Table 1, compares some of these at 110 layers.
 """
 
-from configs import cifar10_he2015
-from configs.ablations import digits
-from resnet_jax.study import cell, make_study
+import resnet_jax
+from resnet_jax.studies import cell, make_study
 
 
 def get_config(data="digits"):
     if data == "digits":
-        experiment = digits.get_config().experiment
+        experiment = resnet_jax.get_config("ablations/digits").experiment
         experiment.model.name = "resnet44"
     else:
-        experiment = cifar10_he2015.get_config("resnet110")
+        experiment = resnet_jax.get_config("cifar10_he2015:resnet110")
         experiment.data.name = data
         experiment.eval.test_curve = True
     names = {

@@ -1,25 +1,25 @@
-"""Refuses a config that cannot run, before anything compiles: each message names the field."""
+"""Refusal of a config that cannot run, before anything compiles: each message names the field."""
 
 import math
+import operator
 
 import ml_collections
 
-from resnet_jax.data.archives import ARCHIVES, is_archive
 from resnet_jax.data.augment import POLICIES
 from resnet_jax.data.crops import INTERPOLATIONS, VIEWS
-from resnet_jax.data.facts import DATASETS, DatasetFacts
-from resnet_jax.data.stream import WORKERS
+from resnet_jax.data.info import DATASETS, DatasetInfo
+from resnet_jax.data.reader import WORKERS
+from resnet_jax.data.splits import check_dataset_name
 from resnet_jax.errors import UserError, did_you_mean
-from resnet_jax.models import MODELS, SHORTCUTS, STEMS, attributes_of
-from resnet_jax.models.layers import DOWNSAMPLES, NORMS
-from resnet_jax.optim import OPTIMIZERS, SCHEDULES
-from resnet_jax.parallel import WRAPPERS
-from resnet_jax.step import LOSSES
+from resnet_jax.models import DOWNSAMPLES, MODELS, NORMS, SHORTCUTS, STEMS, attributes_of
+from resnet_jax.training.metrics import LOSSES
+from resnet_jax.training.optim import OPTIMIZERS, SCHEDULES
+from resnet_jax.training.parallel import WRAPPERS
 
 METRICS = ("accuracy", "top5", "loss")
 
 _CHOICES = {
-    "precision": ("float32", "bfloat16"),
+    "dtype": ("float32", "bfloat16"),
     "model.name": MODELS,
     "model.shortcut": SHORTCUTS,
     "model.stem": STEMS,
@@ -49,20 +49,20 @@ _MAY_BE_NONE = (
 _RANGES = {
     "at least 1": (
         lambda x: x >= 1,
-        "norm.groups norm.group_size data.image_size train.batch_size train.steps train.microbatches "
-        "train.steps_per_dispatch parallel.devices eval.batch_size checkpoint.keep log.every_steps data.num_workers "
+        "norm.groups norm.group_size data.image_size train.batch_size train.steps train.grad_accum_steps "
+        "train.steps_per_call parallel.devices eval.batch_size checkpoint.keep log.every_steps data.num_workers "
         "augment.repeats augment.num_ops eval.image_size",
     ),
     "more than 0": (lambda x: x > 0, "norm.epsilon train.epochs optim.factor optim.power"),
     "0 or more": (
         lambda x: x >= 0,
-        "data.validation_size augment.crop augment.cutout augment.mixup augment.cutmix augment.lighting "
+        "data.validation_size augment.pad_crop augment.cutout augment.mixup augment.cutmix augment.lighting "
         "augment.magnitude_std optim.lr "
         "optim.weight_decay optim.clip_norm optim.warmup_epochs optim.warmup_steps optim.warmup_from optim.end_lr",
     ),
     "at least 0 and less than 1": (
         lambda x: 0 <= x < 1,
-        "norm.momentum train.label_smoothing train.ema_decay optim.momentum optim.b1 optim.b2 data.max_damaged "
+        "norm.momentum train.label_smoothing train.ema_decay optim.momentum optim.b1 optim.b2 data.max_corrupt "
         "model.stochastic_depth train.bce_threshold",
     ),
     "0 to 1": (lambda x: 0 <= x <= 1, "augment.erasing"),
@@ -70,23 +70,32 @@ _RANGES = {
     "more than 0 and at most 1": (lambda x: 0 < x <= 1, "eval.crop_fraction"),
     "0 to 4294967295": (lambda x: 0 <= x < 2**32, "seed"),
     "at least 0.001": (lambda x: x >= 0.001, "eval.every_epochs"),
-    "more than 0 and less than 1": (lambda x: 0 < x < 1, "optim.peak_at"),
+    "more than 0 and less than 1": (lambda x: 0 < x < 1, "optim.peak_fraction"),
 }
 
 
 def check_config(config: ml_collections.ConfigDict) -> None:
     """Check every value on its own; raise `UserError` for the first that cannot be."""
     for field, choices in _CHOICES.items():
-        value = _get(config, field)
+        value = operator.attrgetter(field)(config)
         if value not in choices and not (value is None and field in _MAY_BE_NONE):
             raise UserError(f"{field}: expected one of its names, found {value!r}; {did_you_mean(value, choices)}")
     for expected, (holds, fields) in _RANGES.items():
         for field in fields.split():
-            value = _get(config, field)
+            value = operator.attrgetter(field)(config)
             if value is None and field in _MAY_BE_NONE:
                 continue
             if (isinstance(value, float) and not math.isfinite(value)) or not holds(value):
                 raise UserError(f"{field}: expected a finite number, {expected}, found {value}")
+    _check_length(config)
+    _check_training(config)
+    _check_augmentation(config)
+    _check_loader(config)
+    if config.data.name in DATASETS:
+        check_dataset(config, DATASETS[config.data.name])
+
+
+def _check_length(config: ml_collections.ConfigDict) -> None:
     if not all(isinstance(milestone, float) and 0 < milestone < 1 for milestone in config.optim.milestones):
         raise UserError(
             f"optim.milestones: expected fractions of the run between 0 and 1, found {tuple(config.optim.milestones)}"
@@ -100,9 +109,12 @@ def check_config(config: ml_collections.ConfigDict) -> None:
             "optim.warmup_epochs, optim.warmup_steps: expected at most one of them, found "
             f"{config.optim.warmup_epochs} and {config.optim.warmup_steps}"
         )
-    if config.log.every_steps % config.train.steps_per_dispatch:
+
+
+def _check_training(config: ml_collections.ConfigDict) -> None:
+    if config.log.every_steps % config.train.steps_per_call:
         raise UserError(
-            f"log.every_steps: expected a multiple of train.steps_per_dispatch ({config.train.steps_per_dispatch}), "
+            f"log.every_steps: expected a multiple of train.steps_per_call ({config.train.steps_per_call}), "
             f"found {config.log.every_steps}"
         )
     if config.checkpoint.best_metric.startswith("ema_") and not config.train.ema_decay:
@@ -118,19 +130,10 @@ def check_config(config: ml_collections.ConfigDict) -> None:
         )
     if config.norm.name != "batch" and "norm" not in attributes_of(config.model.name):
         raise UserError(f"norm.name: {config.model.name} has no norms, found {config.norm.name}; leave it at batch")
-    _check_stream(config)
-    if config.data.name in DATASETS:
-        check_data(config, DATASETS[config.data.name])
 
 
-def _check_stream(config: ml_collections.ConfigDict) -> None:
-    """Check what only the loader `stream` can do, or cannot."""
-    data, augment = config.data, config.augment
-    if data.name not in DATASETS and not is_archive(data.name):
-        raise UserError(
-            f"data.name: expected one of its names, found {data.name!r}; "
-            f"{did_you_mean(data.name, (*DATASETS, *ARCHIVES))}"
-        )
+def _check_augmentation(config: ml_collections.ConfigDict) -> None:
+    augment = config.augment
     ranges = {
         "augment.area": (augment.area, lambda low, high: 0 < low <= high <= 1),
         "augment.short_sides": (augment.short_sides, lambda low, high: 1 <= low <= high),
@@ -156,9 +159,16 @@ def _check_stream(config: ml_collections.ConfigDict) -> None:
             f"augment.repeats: expected a divisor of the {config.train.batch_size} images of a batch, found "
             f"{augment.repeats}"
         )
+
+
+def _check_loader(config: ml_collections.ConfigDict) -> None:
+    """Check abilities of the stream that the other loader lacks, and the other way round."""
+    data, augment = config.data, config.augment
+    check_dataset_name(data.name)
+    fixed_size = data.name in DATASETS
     if data.loader == "device":
         only_streamed = {
-            f"data.name={data.name}": is_archive(data.name),
+            f"data.name={data.name}": not fixed_size,
             f"augment.view={augment.view}": augment.view != "center",
             "augment.sizes": len(augment.sizes) > 0,
             "augment.repeats": augment.repeats > 1,
@@ -167,28 +177,28 @@ def _check_stream(config: ml_collections.ConfigDict) -> None:
         for setting in (setting for setting, found in only_streamed.items() if found):
             raise UserError(f"data.loader: {setting} needs stream, found device; add --config.data.loader=stream")
         return
-    if not is_archive(data.name) and (len(augment.sizes) or config.eval.image_size):
+    if fixed_size and (len(augment.sizes) or config.eval.image_size):
         raise UserError(
             f"augment.sizes, eval.image_size: expected none for {data.name}, whose images are stored in one size"
         )
-    if is_archive(data.name) and data.image_size is None:
+    if not fixed_size and data.image_size is None:
         raise UserError("data.image_size: expected a size, since stored images have many; found None; try 224")
-    if config.train.steps_per_dispatch > 1:
+    if config.train.steps_per_call > 1:
         raise UserError(
-            f"train.steps_per_dispatch: expected 1 with data.loader=stream, found {config.train.steps_per_dispatch}"
+            f"train.steps_per_call: expected 1 with data.loader=stream, found {config.train.steps_per_call}"
         )
     if data.normalization == "pixel_mean":
         raise UserError("data.normalization: expected channel with data.loader=stream, found pixel_mean")
 
 
-def check_data(config: ml_collections.ConfigDict, facts: DatasetFacts) -> None:
-    """Check the config against what is known of its data set."""
-    if config.model.num_classes not in (None, facts.num_classes):
+def check_dataset(config: ml_collections.ConfigDict, info: DatasetInfo) -> None:
+    """Check the config against the metadata of its dataset."""
+    if config.model.num_classes not in (None, info.num_classes):
         raise UserError(
-            f"model.num_classes: expected {facts.num_classes}, the classes of {config.data.name}, found "
+            f"model.num_classes: expected {info.num_classes}, the classes of {config.data.name}, found "
             f"{config.model.num_classes}; leave it out to take what the data have"
         )
-    train_size = facts.splits["train"]
+    train_size = info.splits["train"]
     if config.data.validation_size >= train_size:
         raise UserError(
             f"data.validation_size: expected fewer than the {train_size} training examples of {config.data.name}, "
@@ -196,13 +206,13 @@ def check_data(config: ml_collections.ConfigDict, facts: DatasetFacts) -> None:
         )
     colours = {"augment.policy": config.augment.policy != "none", "augment.jitter": any(config.augment.jitter)}
     colours["augment.lighting"] = config.augment.lighting > 0
-    if facts.image_shape and facts.image_shape[2] != 3:
+    if info.image_shape and info.image_shape[2] != 3:
         for field in (field for field, on in colours.items() if on):
             raise UserError(f"{field}: expected images in colour, found {config.data.name}, which is grey")
 
 
 def check_devices(config: ml_collections.ConfigDict, available: int, processes: int = 1) -> None:
-    """Check what depends on the number of devices in use, and of processes."""
+    """Check the config against the number of devices and of processes."""
     if processes > 1 and (config.parallel.wrapper != "shard_map" or config.parallel.devices is not None):
         raise UserError(
             f"parallel: {processes} processes need parallel.wrapper shard_map and all devices, found "
@@ -217,10 +227,10 @@ def check_devices(config: ml_collections.ConfigDict, available: int, processes: 
             f"train.batch_size: expected a multiple of the {devices} devices, found {batch}; "
             f"try {batch - batch % devices or devices} or --config.parallel.devices=1"
         )
-    if batch // devices % config.train.microbatches:
+    if batch // devices % config.train.grad_accum_steps:
         raise UserError(
-            f"train.microbatches: expected a divisor of {batch // devices}, the images per device, found "
-            f"{config.train.microbatches}"
+            f"train.grad_accum_steps: expected a divisor of {batch // devices}, the images per device, found "
+            f"{config.train.grad_accum_steps}"
         )
     if (config.augment.mixup or config.augment.cutmix) and batch // devices % 2:
         raise UserError(
@@ -232,28 +242,19 @@ def check_devices(config: ml_collections.ConfigDict, available: int, processes: 
 
 
 def check_warmup(config: ml_collections.ConfigDict, warmup_steps: int, num_steps: int) -> None:
-    """Check the warm-up against the length of the run."""
+    """Check the warmup against the length of the run."""
     if warmup_steps >= num_steps:
         raise UserError(
-            f"optim.warmup_epochs, optim.warmup_steps: expected a warm-up shorter than the run of {num_steps} steps, "
+            f"optim.warmup_epochs, optim.warmup_steps: expected a warmup shorter than the run of {num_steps} steps, "
             f"found {warmup_steps} steps"
         )
     if warmup_steps and config.optim.schedule == "triangular":
         raise UserError(
-            "optim.warmup_epochs, optim.warmup_steps: triangular rises by itself; set optim.peak_at instead"
+            "optim.warmup_epochs, optim.warmup_steps: triangular rises by itself; set optim.peak_fraction instead"
         )
     first_drop = min(config.optim.milestones, default=1.0) * num_steps
     if config.optim.schedule == "step" and warmup_steps >= first_drop:
         raise UserError(
-            f"optim.milestones: expected the first after the warm-up of {warmup_steps} steps, found step "
+            f"optim.milestones: expected the first after the warmup of {warmup_steps} steps, found step "
             f"{round(first_drop)}"
         )
-
-
-def _get(config, field):
-    try:
-        for part in field.split("."):
-            config = config[part]
-    except (KeyError, TypeError):
-        raise UserError(f"{field}: the config lacks this key; was it written by another version?") from None
-    return config

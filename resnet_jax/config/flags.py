@@ -1,24 +1,53 @@
-"""Command lines that name a config file and override its keys: --config=FILE --config.KEY=VALUE --workdir=DIR"""
+"""Config files by name, and command lines: --config=FILE --config.KEY=VALUE --workdir=DIR"""
 
+import importlib.util
 import pathlib
 import re
+import warnings
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
+from resnet_jax.config.stored import RENAMED
 from resnet_jax.errors import UserError, did_you_mean
+
+CONFIGS = pathlib.Path(__file__).parent.parent / "configs"
+
+
+def get_config(name: str = "default") -> ConfigDict:
+    """The config of an experiment, to be changed and trained.
+
+    >>> config = get_config("cifar10_he2015:resnet56")
+    >>> config.optim.lr = 0.05
+
+    Args:
+      name: a file of `configs/`, without its suffix, like "default" or "ablations/digits"; or the path of a file of
+        your own; either with an argument of its `get_config` after a colon.
+
+    Raises:
+      UserError: there is no such file.
+    """
+    name, _, argument = str(name).partition(":")
+    path = pathlib.Path(name) if name.endswith(".py") else CONFIGS / f"{name}.py"
+    if not path.is_file():
+        known = sorted(str(file.relative_to(CONFIGS).with_suffix("")) for file in CONFIGS.rglob("*.py"))
+        raise UserError(f"config: found no {path}; {did_you_mean(name, known)}")
+    spec = importlib.util.spec_from_file_location(f"resnet_jax_config_{path.stem}", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.get_config(argument) if argument else module.get_config()
 
 
 class Command(NamedTuple):
-    """What a command line said.
+    """A parsed command line.
 
     Attributes:
       config: locked, overrides applied.
-      overrides: the keys that were given, with dots.
+      overrides: keys that were given, with dots.
       experiment: name of the config file, without its folder and suffix.
-      values: of all flags.
+      values: all flags.
     """
 
     config: ConfigDict
@@ -33,14 +62,15 @@ def parse_command(
     """Read a command line.
 
     Args:
-      argv: as `sys.argv`.
-      default: the config file if none is named.
-      description: of the command, for --help.
+      argv: like `sys.argv`.
+      default: config file if none is named.
+      description: text for --help.
       define: adds the command's own flags to --config and --help.
 
     Raises:
       UserError: an unknown key, a value of the wrong type, a config file that cannot be read.
     """
+    argv = [_with_todays_key(argument) for argument in argv]
     overrides = [argument for argument in argv if re.match(r"--(no)?config\.", argument)]
     without_overrides = [argument for argument in argv if argument not in overrides]
     _check_keys(_parse_flags(without_overrides, default, description, define).config, overrides)
@@ -53,13 +83,21 @@ def parse_command(
     )
 
 
+def _with_todays_key(argument: str) -> str:
+    match = re.match(r"(--(?:no)?config\.(?:experiment\.)?)([^=]*)(.*)", argument, re.DOTALL)
+    if not match or match[2] not in RENAMED:
+        return argument
+    warnings.warn(f"config.{match[2]} is called config.{RENAMED[match[2]]} now", stacklevel=1)
+    return match[1] + RENAMED[match[2]] + match[3]
+
+
 def is_study(config: ConfigDict) -> bool:
-    """Is this the config of a study, and not of a run?"""
+    """True for the config of a study, False for that of a run."""
     return {"title", "experiment", "cells", "seeds"} <= set(config)
 
 
 def resolve_length(config: ConfigDict, given: Iterable[str]) -> None:
-    """`train.epochs` and `train.steps` say the same thing in different units: the one given wins over the other."""
+    """Drop the other of `train.epochs` and `train.steps`, the length of a run in two units, if one was given."""
     lengths = {"train.epochs", "train.steps"} & set(given)
     if len(lengths) == 1:
         config.train["steps" if lengths == {"train.epochs"} else "epochs"] = None

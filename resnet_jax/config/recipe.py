@@ -1,0 +1,278 @@
+"""The recipe of a run: what a config means for a dataset. Pure: no data, no devices, nothing is compiled."""
+
+import collections
+import functools
+import math
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+
+from resnet_jax.checkpoint.card import ModelCard, variable_shapes
+from resnet_jax.config.checks import check_config, check_dataset, check_warmup
+from resnet_jax.data.info import DatasetInfo
+from resnet_jax.data.order import steps_for_epochs
+from resnet_jax.data.preprocessing import Preprocessing
+from resnet_jax.models import attributes_of, create_model
+from resnet_jax.models.profile import Layer, profile, totals
+from resnet_jax.training.optim import make_optimizer, make_schedule
+
+
+class Recipe:
+    """Model, optimizer, durations and cadence, from a config and the metadata of its dataset.
+
+    Attributes:
+      config, info: as given.
+      data_name, max_corrupt, test_curve, batch_size, wants_lesions, wants_precise_statistics: see default.py.
+      image_shape: (height, width, channels) of the model's input.
+      model: without a device axis: batch statistics are those of the images that it is called with.
+      num_examples: size of the training split, without what is held out for validation.
+      num_steps, warmup_steps: in steps.
+      eval_steps: steps after which the validation split is scored and a checkpoint saved.
+      peak_lr: learning rate after the warmup, scaled with the batch.
+      schedule: learning rate by step.
+      optimizer: keeps its peak learning rate in its state.
+
+    Raises:
+      UserError: a config that cannot run on any machine.
+    """
+
+    def __init__(self, config: ml_collections.ConfigDict, info: DatasetInfo):
+        check_config(config)
+        check_dataset(config, info)
+        self.config, self.info = config, info
+        self.data_name, self.max_corrupt = config.data.name, config.data.max_corrupt
+        self.test_curve, self.batch_size = config.eval.test_curve, config.train.batch_size
+        self.wants_lesions = config.diagnostics.lesions
+        self.wants_precise_statistics = config.diagnostics.precise_statistics
+        self.image_shape = self._image_shape()
+        self.model = self.create_model()
+        self.num_examples = info.splits["train"] - config.data.validation_size
+
+        train, optim = config.train, config.optim
+        steps = functools.partial(steps_for_epochs, num_examples=self.num_examples, batch_size=train.batch_size)
+        self.num_steps = train.steps or steps(train.epochs)
+        self.warmup_steps = optim.warmup_steps or steps(optim.warmup_epochs)
+        check_warmup(config, self.warmup_steps, self.num_steps)
+        every = config.eval.every_epochs
+        evaluations = math.ceil(self.epoch(self.num_steps) / every)
+        self.eval_steps = {steps(count * every) for count in range(1, evaluations)} | {self.num_steps}
+
+        self.peak_lr = optim.lr * (train.batch_size / 256 if optim.lr_scaling == "linear" else 1.0)
+        self.schedule = self._make_schedule(self.peak_lr)
+        self.optimizer = self._make_optimizer()
+        # Refuses images that the model cannot take, and a weight decay mask that matches nothing.
+        self.variable_shapes = variable_shapes(self.model, self.image_shape)
+        jax.eval_shape(self.optimizer.init, self.variable_shapes["params"])
+
+    # --- the model ---
+
+    @property
+    def model_settings(self) -> dict:
+        """Keyword arguments of `create_model`, plain JSON."""
+        model, norm = self.config.model, self.config.norm
+        names = ("shortcut", "stem", "downsample", "stochastic_depth", "zero_init_last_scale")
+        chosen = {name: model[name] for name in names if model[name]}
+        if model.downsample == "stride":  # the default of all that can be told otherwise; not all can
+            del chosen["downsample"]
+        norms = {
+            "batch": {"momentum": norm.momentum, "epsilon": norm.epsilon},
+            "group": {"groups": norm.groups, "epsilon": norm.epsilon},
+            "none": {},
+        }
+        if "norm" in attributes_of(model.name):
+            chosen["norm"] = {"name": norm.name, **norms[norm.name]}
+        return {"name": model.name, "num_classes": self.info.num_classes, "dtype": self.config.dtype, **chosen}
+
+    def create_model(self, **norm_settings):
+        """The model, its batch norms (if any) with further settings."""
+        settings = self.model_settings
+        if norm_settings and settings.get("norm", {}).get("name") == "batch":
+            settings["norm"] = {**settings["norm"], **norm_settings}
+        return create_model(**{**settings, "dtype": jnp.dtype(settings["dtype"])})
+
+    def batch_statistics_axis(self, parallel) -> dict:
+        """Settings of batch norms that share their statistics over devices as `norm.scope` says."""
+        return parallel.batch_statistics_axis(self.config.norm.scope, self.config.norm.group_size)
+
+    @functools.cached_property
+    def layers(self) -> list[Layer]:
+        """The cost of each layer, in the order of the forward pass."""
+        return profile(self.model, self.image_shape)
+
+    @property
+    def num_parameters(self) -> int:
+        """Trainable weights."""
+        return sum(leaf.size for leaf in jax.tree.leaves(self.variable_shapes["params"]))
+
+    @property
+    def multiply_adds(self) -> int:
+        """Multiply-adds of the forward pass for one image."""
+        return totals(self.layers)[1]
+
+    # --- the data ---
+
+    def _image_shape(self) -> tuple[int, int, int]:
+        size = self.config.data.image_size
+        return (size, size, self.stored_shape[2]) if size else self.stored_shape
+
+    @property
+    def stored_shape(self) -> tuple[int, int, int]:
+        """(height, width, channels) of the uint8 images that a loader gives, before any resizing on the device."""
+        size = self.config.data.image_size
+        return self.info.image_shape or (size, size, 3)
+
+    @property
+    def train_shapes(self) -> list[tuple[int, tuple[int, int, int]]]:
+        """(first step, (height, width, channels)) of the uint8 images of training: they may grow."""
+        channels = self.stored_shape[2]
+        grown = [
+            (math.ceil(start * self.num_steps), (size, size, channels)) for start, size in self.config.augment.sizes
+        ]
+        return [(0, self.stored_shape), *grown]
+
+    def preprocessing(self, mean_image: list | None = None) -> dict:
+        """Keyword arguments of `Preprocessing`, plain JSON."""
+        info, evaluation = self.info, self.config.eval
+        height, _, channels = self.stored_shape
+        fixed = info.image_shape is not None
+        return {
+            "size": height if fixed else evaluation.image_size or height,
+            "crop_fraction": None if fixed else evaluation.crop_fraction,
+            "interpolation": evaluation.interpolation,
+            "channel_order": "RGB" if channels == 3 else "L",
+            "mean": list(info.mean),
+            "std": list(info.std),
+            "mean_image": mean_image,
+            "resize": self.config.data.image_size if fixed else None,
+        }
+
+    def create_preprocessing(self, mean_image: list | None = None) -> Preprocessing:
+        """The function from images to model input."""
+        return Preprocessing(**self.preprocessing(mean_image), class_names=self.info.class_names)
+
+    def card(self, source: dict, mean_image: list | None = None) -> ModelCard:
+        """The model card; `source` says where the weights came from."""
+        data = self.config.data
+        return ModelCard(
+            model=self.model_settings,
+            input_shape=self.image_shape,
+            class_names=tuple(self.info.class_names),
+            preprocessing=self.preprocessing(mean_image),
+            data={"name": data.name, "data_dir": data.data_dir, "validation_size": data.validation_size},
+            source=source,
+        )
+
+    def describe(self, device_kinds: Sequence[str], workdir: object) -> dict[str, str]:
+        """The recipe in words, for the start screen."""
+        config, optim = self.config, self.config.optim
+        devices = ", ".join(f"{count} x {kind}" for kind, count in collections.Counter(device_kinds).items())
+        height, width, channels = self.image_shape
+        sizes = {
+            "train": self.num_examples,
+            "validation": config.data.validation_size,
+            "test": self.info.splits["test"],
+        }
+        splits = ", ".join(f"{size:,} {name}" for name, size in sizes.items() if size)
+        scaled = f" ({optim.lr} scaled to the batch)" if optim.lr_scaling != "none" else ""
+        warmup = f", {self.warmup_steps:,} steps of warmup" if self.warmup_steps else ""
+        return {
+            "devices": f"{devices}, {config.parallel.wrapper}, {config.norm.scope} batch statistics",
+            "model": f"{config.model.name}, {config.dtype}",
+            "parameters": f"{self.num_parameters:,}",
+            "multiply-adds": f"{self.multiply_adds:,} per image",
+            "data": f"{self.data_name}: {splits}; {self.info.num_classes} classes, {height}x{width}x{channels}",
+            "steps": f"{self.num_steps:,} of {self.batch_size} images, {self.epoch(self.num_steps):.1f} epochs",
+            "optimizer": f"{optim.name}, weight decay {optim.weight_decay} ({optim.weight_decay_mode}, on "
+            f"{optim.weight_decay_params})",
+            "schedule": f"{optim.schedule}, learning rate {self.peak_lr:g}{scaled}{warmup}",
+            "workdir": str(workdir),
+        }
+
+    # --- the optimizer ---
+
+    def _make_schedule(self, peak_lr):
+        optim = self.config.optim
+        return make_schedule(
+            optim.schedule,
+            peak_lr,
+            self.num_steps,
+            warmup_steps=self.warmup_steps,
+            warmup_shape=optim.warmup_shape,
+            warmup_from=optim.warmup_from,
+            end=optim.end_lr,
+            milestones=optim.milestones,
+            factor=optim.factor,
+            power=optim.power,
+            peak_fraction=optim.peak_fraction,
+        )
+
+    def _make_optimizer(self):
+        optim = self.config.optim
+        return make_optimizer(
+            optim.name,
+            self.peak_lr,
+            self._make_schedule,
+            momentum=optim.momentum,
+            nesterov=optim.nesterov,
+            b1=optim.b1,
+            b2=optim.b2,
+            weight_decay=optim.weight_decay,
+            weight_decay_mode=optim.weight_decay_mode,
+            weight_decay_params=optim.weight_decay_params,
+            clip_norm=optim.clip_norm,
+        )
+
+    @functools.cached_property
+    def _jitted_schedule(self):
+        return jax.jit(self.schedule)
+
+    def learning_rate(self, step: int) -> float:
+        """The rate of the update that follows `step` updates."""
+        return float(self._jitted_schedule(step))
+
+    @property
+    def objective(self) -> dict:
+        """Keyword arguments of `step.make_gradient`."""
+        names = ("loss", "label_smoothing", "bce_threshold", "grad_accum_steps")
+        return {name: self.config.train[name] for name in names}
+
+    # --- durations and cadence ---
+
+    def epoch(self, step: int) -> float:
+        """Epochs seen after `step` steps."""
+        return step * self.config.train.batch_size / self.num_examples
+
+    def is_eval_step(self, step: int) -> bool:
+        """True if an evaluation and a checkpoint are due after this step."""
+        return step in self.eval_steps
+
+    def is_log_step(self, step: int) -> bool:
+        """True if a line of training metrics is due after this step."""
+        return step % self.config.log.every_steps == 0 or self.is_eval_step(step)
+
+    def is_diagnosis_step(self, step: int) -> bool:
+        """True if a look inside the net is due after this step: at the start, every `log.every_steps`, at the end."""
+        due = step % self.config.log.every_steps == 0 or step == self.num_steps
+        return self.config.diagnostics.layers and due
+
+    def steps_in_call(self, step: int) -> int:
+        """Number of steps of the next call: `steps_per_call` if nothing is due before its end, or one.
+
+        A function of the step alone, so that a resumed run uses the same programs as an uninterrupted one.
+        """
+        count = self.config.train.steps_per_call
+        inside = range(step + 1, step + count)
+        fits = step % count == 0 and step + count <= self.num_steps and not any(map(self.is_log_step, inside))
+        return count if fits else 1
+
+    def images_of_epochs(self, first: int, last: int) -> int:
+        """Images of all epochs that the steps from `first` to before `last` have begun, repeats included.
+
+        An epoch counts as a whole once it has begun, since its corrupt images may lie anywhere in it.
+        """
+        repeats = self.config.augment.repeats
+        distinct = self.config.train.batch_size // repeats
+        epochs = math.ceil(last * distinct / self.num_examples) - first * distinct // self.num_examples
+        return epochs * self.num_examples * repeats

@@ -1,0 +1,149 @@
+"""Finished runs in scripts: the model with its weights, its preprocessing, its data."""
+
+import functools
+import json
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from resnet_jax.checkpoint import Checkpoints, ModelCard, read_step, unflatten
+from resnet_jax.checkpoint.card import read_card
+from resnet_jax.checkpoint.files import is_step
+from resnet_jax.config.recipe import Recipe
+from resnet_jax.config.stored import read_config, upgrade
+from resnet_jax.data.info import DatasetInfo
+from resnet_jax.data.preprocessing import Preprocessing, mean_image
+from resnet_jax.data.reader import prefetch
+from resnet_jax.data.sampling import check_corrupt, read_image, warn_corrupt
+from resnet_jax.data.splits import PHOTO_MEAN, PHOTO_STD, dataset_info, load_splits
+from resnet_jax.errors import UserError
+from resnet_jax.workdir import absolute
+
+
+def load_checkpoint(path: str | pathlib.Path, step: str | int = "best", *, ema: bool = False) -> tuple[object, dict]:
+    """The model of a run and its weights. Needs neither its data nor its config file.
+
+    >>> model, variables = load_checkpoint("runs/digits", step="best")
+    >>> logits = model.apply(variables, images, train=False)
+
+    Args:
+      path: a run directory, the folder of one step in it (`checkpoints/1234`), or a copy of either.
+      step: "best" on the validation split, "latest", or a number; for a run directory.
+      ema: the moving average of the weights instead of the weights.
+
+    Returns:
+      (model, {"params", "batch_stats"}): float32 arrays on the default device.
+
+    Raises:
+      UserError: no run, no such step, a corrupt checkpoint, no moving average.
+    """
+    folder, card = _find(path, step)
+    items, _, stored_card = read_step(folder, ("model",))
+    card = ModelCard.from_json(stored_card, folder) if stored_card else card()
+    shapes = card.variable_shapes()
+    has_ema = any(name.startswith("ema.") for name in items["model"])
+    variables = unflatten({**shapes, "ema": shapes} if has_ema else shapes, items["model"], folder)
+    if ema and not has_ema:
+        raise UserError(f"ema: {path} kept no moving average of the weights (train.ema_decay was 0)")
+    averaged = variables.pop("ema", None)
+    return card.create_model(), jax.tree.map(jnp.asarray, averaged if ema else variables)
+
+
+def load_card(path: str | pathlib.Path) -> ModelCard:
+    """The model card of a run, of one step of it, or in a file.
+
+    Raises:
+      UserError: there is none.
+    """
+    path = absolute(path)
+    card = None if is_step(path) else read_card(path)
+    if card is None:
+        folder, from_config = _find(path, "latest")
+        _, _, stored_card = read_step(folder, ())
+        card = ModelCard.from_json(stored_card, folder) if stored_card else from_config()
+    return card
+
+
+def preprocessing(source: str | pathlib.Path | ModelCard) -> Preprocessing:
+    """The function from images to a model's input; it knows the names of the classes, too.
+
+    >>> preprocess = preprocessing("runs/photos")
+    >>> logits = model.apply(variables, preprocess(["cat.jpg", "dog.png"]), train=False)
+    >>> [preprocess.class_names[label] for label in logits.argmax(axis=-1)]
+
+    Args:
+      source: a path as `load_checkpoint` takes it, or a card.
+    """
+    card = source if isinstance(source, ModelCard) else load_card(source)
+    return card.create_preprocessing()
+
+
+def load_data(
+    path: str | pathlib.Path, split: str = "test", *, max_corrupt: float = 0.001
+) -> tuple[jax.Array, np.ndarray]:
+    """A split of a run's data, prepared as the run prepared it for evaluation, all of it in memory.
+
+    Args:
+      path: as `load_checkpoint` takes it.
+      split: "train", "validation" or "test".
+      max_corrupt: maximal share of corrupt images.
+
+    Returns:
+      (images, labels): float32 (n, h, w, c), normalised, on the default device; int32 (n,). A corrupt image is black,
+      and warned of.
+
+    Raises:
+      UserError: no run, no such split, data that are not prepared, too many corrupt images.
+    """
+    card = load_card(path)
+    preprocess = card.create_preprocessing()
+    splits = load_splits(**card.data)
+    if split not in splits:
+        raise UserError(f"split: expected one of {', '.join(splits)}, found {split!r}")
+    source = splits[split]
+    images, labels = np.zeros((len(source), *preprocess.view_shape), np.uint8), np.empty(len(source), np.int32)
+    corrupt = np.zeros(len(source), bool)
+    for index, (image, label) in enumerate(prefetch(functools.partial(read_image, source), len(source))):
+        corrupt[index], labels[index] = image is None, label
+        if image is not None:
+            images[index] = preprocess.center_view(image)
+    warn_corrupt(source, np.flatnonzero(corrupt))
+    check_corrupt(corrupt.sum(), len(source), max_corrupt)
+    return jax.jit(preprocess.normalize)(images), labels
+
+
+def _find(path: str | pathlib.Path, step: str | int):
+    """(folder of a step, function that makes the card of a run of format 0)."""
+    path = absolute(path)
+    if is_step(path):
+        return path, lambda: _card_from_config(path.parent.parent)
+    card = read_card(path)
+    if card is None and not (path / "config.json").exists():
+        raise UserError(f"workdir: expected the folder of a run, found neither card.json nor config.json in {path}")
+    config = upgrade(card.source["config"], path) if card else read_config(path)
+    with Checkpoints(path, best_metric=config.checkpoint.best_metric, read_only=True) as checkpoints:
+        return checkpoints.path(checkpoints.resolve(step)), lambda: _card_from_config(path)
+
+
+def _card_from_config(workdir: pathlib.Path) -> ModelCard:
+    """The card of a run of format 0, which had none. The mean image, if it is subtracted, is that of its data."""
+    config = read_config(workdir)
+    data = config.data
+    try:
+        info = dataset_info(data.name, data.data_dir)
+    except UserError:  # the data are out of reach, and with them the names of the classes
+        if config.model.num_classes is None:
+            raise
+        info = _unknown_info(config)
+    mean = None
+    if data.normalization == "pixel_mean":
+        mean = mean_image(load_splits(data.name, data.validation_size, data.data_dir)["train"].images)
+    return Recipe(config, info).card({"config": json.loads(config.to_json())}, mean)
+
+
+def _unknown_info(config) -> DatasetInfo:
+    names = tuple(f"class {label}" for label in range(config.model.num_classes))
+    sizes = {"train": config.data.validation_size + config.train.batch_size, "test": 1}  # any: they are not asked for
+    return DatasetInfo(names, None, sizes, PHOTO_MEAN, PHOTO_STD, None)

@@ -1,0 +1,157 @@
+"""Training from a config: one run, or several that share a program."""
+
+import contextlib
+import json
+import pathlib
+from collections.abc import Callable, Sequence
+
+import jax.numpy as jnp
+import ml_collections
+from rich.console import Console
+from rich.progress import Progress
+
+from resnet_jax.config.build import (
+    Assembly,
+    finished_result,
+    initial_state,
+    make_recipe,
+    open_run,
+    random_keys,
+    resolve,
+)
+from resnet_jax.environment import use_compilation_cache
+from resnet_jax.errors import DivergedError, UserError
+from resnet_jax.training.console import end_screen
+from resnet_jax.training.hooks import TrainingRun
+from resnet_jax.training.logs import read_metrics
+from resnet_jax.training.loop import stop_requests, train_run
+from resnet_jax.training.parallel import is_main_process, join_processes
+from resnet_jax.training.replicas import seconds_per_step, stack_states, train_replicas
+from resnet_jax.workdir import absolute, write_json
+
+
+def train(
+    config: ml_collections.ConfigDict,
+    workdir: str | pathlib.Path,
+    console: Console | None = None,
+    bars: Progress | None = None,
+    stop_requested: Callable[[int], bool] | None = None,
+) -> dict:
+    """Train, or continue the run that lies in `workdir`.
+
+    >>> result = resnet_jax.train(resnet_jax.get_config(), "runs/digits")
+    >>> result["last"]["test"]["accuracy"]
+
+    Args:
+      config: as from `get_config`.
+      workdir: directory for everything that the run writes.
+      console: for what people see; default: the terminal, or the notebook.
+      bars: the progress bar goes among these; default: one of its own.
+      stop_requested: says after each step whether to stop; default: on Ctrl-C or SIGTERM.
+
+    Returns:
+      The content of `result.json`.
+
+    Raises:
+      UserError: a config or a workdir that cannot be used.
+      DivergedError: the loss is not finite.
+      InterruptedRun: asked to stop; a checkpoint was saved.
+    """
+    use_compilation_cache()
+    if config.parallel.distributed:
+        join_processes()
+    console = console or Console(quiet=not is_main_process())
+    config, workdir = resolve(config), absolute(workdir)
+    result = finished_result(workdir, config)
+    if result:
+        console.print(f"This run is complete: {workdir}", highlight=False, soft_wrap=True)
+    else:
+        recipe = make_recipe(config)
+        assembly = Assembly(recipe)
+        with contextlib.ExitStack() as stack:
+            stop_requested = stop_requested or stack.enter_context(stop_requests(console))
+            run = stack.enter_context(open_run(recipe, assembly, workdir, console, bars))
+            run.program = assembly.program(random_keys(config.seed)[0])
+            stack.callback(run.program.loader.close)
+            result = train_run(run, stop_requested)
+            _write_result(run, result)
+    console.print(end_screen(result, workdir))
+    return result
+
+
+def shared_program(config: ml_collections.ConfigDict) -> str:
+    """Equal for configs whose runs can be trained together: those that differ in seed and learning rate alone.
+
+    Runs of the `stream` have each their own: their batches are made on the host, so together they win nothing.
+    """
+    values = json.loads(config.to_json())
+    if values["data"]["loader"] == "device":
+        del values["seed"], values["optim"]["lr"]
+    return json.dumps(values, sort_keys=True)
+
+
+def train_together(
+    configs: Sequence[ml_collections.ConfigDict],
+    workdirs: Sequence[str | pathlib.Path],
+    console: Console,
+    bars: Progress,
+    stop_requested: Callable[[int], bool],
+) -> list[dict | DivergedError]:
+    """Train runs at once, or continue them; each ends as it does alone (`train`), to float tolerance.
+
+    Runs that were stopped at different steps are trained in groups that stand at the same one.
+
+    Args:
+      configs: that differ in `seed` and `optim.lr` alone.
+      workdirs: one for each.
+      console, bars, stop_requested: see `train`.
+
+    Returns:
+      For each the content of its `result.json`, or the error that ended it.
+
+    Raises:
+      UserError: configs of different programs; otherwise see `train`.
+      InterruptedRun: asked to stop; all were saved.
+    """
+    use_compilation_cache()
+    if len({shared_program(config) for config in configs}) > 1:
+        raise UserError("train_together: expected configs that differ in seed and optim.lr alone")
+    recipes = [make_recipe(resolve(config)) for config in configs]
+    assembly = Assembly(recipes[0])
+
+    def make_program(runs: Sequence[TrainingRun]):
+        keys = [random_keys(run.recipe.config.seed)[0] for run in runs]
+        return assembly.program(jnp.stack(keys) if len(keys) > 1 else keys[0])
+
+    with contextlib.ExitStack() as stack:
+        runs = [
+            stack.enter_context(open_run(recipe, assembly, absolute(workdir), console, bars))
+            for recipe, workdir in zip(recipes, workdirs, strict=True)
+        ]
+        outcomes = train_replicas(runs, make_program, stop_requested)
+        for run, outcome in zip(runs, outcomes, strict=True):
+            if isinstance(outcome, dict):
+                _write_result(run, outcome)
+    return outcomes
+
+
+def speed_up(configs: Sequence[ml_collections.ConfigDict], steps: int = 10) -> tuple[float, float]:
+    """Seconds for a step of all runs one after another, and in one program; both after compilation."""
+    recipes = [make_recipe(config) for config in configs]
+    assembly = Assembly(recipes[0])
+    keys = [random_keys(recipe.config.seed)[0] for recipe in recipes]
+    replicate = assembly.parallel.replicate
+    states = replicate(stack_states([initial_state(recipe) for recipe in recipes]))
+    alone = seconds_per_step(assembly.program(keys[0]), replicate(initial_state(recipes[0])), steps)
+    return len(recipes) * alone, seconds_per_step(assembly.program(jnp.stack(keys)), states, steps)
+
+
+def _write_result(run: TrainingRun, result: dict) -> None:
+    if not is_main_process():
+        return
+    from resnet_jax.training import curves  # on use: it brings matplotlib, which the start of a run should not wait for
+
+    model = run.recipe.config.model.name
+    lines = read_metrics(run.workdir / "metrics.jsonl")
+    curves.plot_run(lines, run.workdir / "curves.png", f"{model} on {run.recipe.data_name}")
+    write_json(run.workdir / "result.json", result)  # last: a run that has it is complete
