@@ -1,1 +1,1 @@
-"""Scoring of trained models: needs a model, its weights and a data set, no training code."""
+"""Scores and predictions of a model on any data: a card, weights and a dataset are all it takes."""

@@ -1,13 +1,15 @@
-"""What a net said of each example of a data set, its scores, and the comparison of two nets on the same examples."""
+"""Per-example predictions: their scores, their files, and the comparison of two nets on the same examples."""
 
 import csv
 import dataclasses
 import pathlib
+from collections.abc import Sequence
 
 import numpy as np
-from scipy import special, stats
+from scipy import stats
 
 from resnet_jax.errors import UserError
+from resnet_jax.training.metrics import per_class_accuracy, scores
 
 _COLUMNS = ("example", "labels", "prediction", "correct", "in_top5", "loss")
 
@@ -17,10 +19,10 @@ class Predictions:
     """One entry for each example, in the order of the data set.
 
     Attributes:
-      names: of the examples.
-      labels: the right classes of each: one, or for ImageNet-ReaL any number.
-      predicted: int (n,), the most probable class; -1 for an image that could not be decoded.
-      in_top5: bool (n,), is a right class among the five most probable?
+      names: names of the examples.
+      labels: right classes of each: one, or for ImageNet-ReaL any number.
+      predicted: int (n,), the most probable class; -1 for a corrupt image.
+      in_top5: bool (n,), True if a right class is among the five most probable.
       losses: float (n,), minus the logarithm of the probability of the right classes.
     """
 
@@ -32,7 +34,7 @@ class Predictions:
 
     @property
     def counts(self) -> np.ndarray:
-        """bool (n,): does the example count? One without a right class does not."""
+        """bool (n,): False for an example without a right class, which does not count."""
         return np.array([len(labels) > 0 for labels in self.labels])
 
     @property
@@ -42,16 +44,17 @@ class Predictions:
 
     def scores(self) -> dict[str, float]:
         """`loss` (nats), `accuracy` and `top5` (fractions) over the examples that count, and their `count`."""
-        counts = self.counts
-        return {
-            "loss": float(self.losses[counts].mean()),
-            "accuracy": float(self.correct[counts].mean()),
-            "top5": float(self.in_top5[counts].mean()),
-            "count": int(counts.sum()),
-        }
+        rows = {"loss": self.losses, "correct": self.correct, "in_top5": self.in_top5}
+        return {**scores(rows, self.counts), "count": int(self.counts.sum())}
+
+    def per_class(self, class_names: Sequence[str]) -> dict[str, float]:
+        """Accuracy by class name, of examples with one right class."""
+        single = np.array([len(labels) == 1 for labels in self.labels])
+        labels = np.array([labels[0] for labels in self.labels if len(labels) == 1], int)
+        return per_class_accuracy(self.correct[single], labels, class_names)
 
     def write(self, path: str | pathlib.Path) -> None:
-        """As comma-separated values, one line for each example."""
+        """Write comma-separated values, one line for each example."""
         rows = zip(self.names, self.labels, self.predicted, self.correct, self.in_top5, self.losses, strict=True)
         try:
             with open(path, "w", newline="", encoding="utf-8", errors="surrogateescape") as file:
@@ -65,7 +68,7 @@ class Predictions:
 
 
 def read_predictions(path: str | pathlib.Path) -> Predictions:
-    """What `Predictions.write` wrote.
+    """Predictions from a file that `Predictions.write` wrote.
 
     Raises:
       UserError: no such file, or of another kind.
@@ -84,20 +87,6 @@ def read_predictions(path: str | pathlib.Path) -> Predictions:
         raise UserError(f"{path}: expected a workdir or a file of predictions ({error.strerror})") from None
     except (ValueError, KeyError, TypeError, AttributeError):
         raise UserError(f"{path}: expected predictions with the columns {', '.join(_COLUMNS)}") from None
-
-
-def judge(log_probabilities: np.ndarray, labels: tuple[int, ...]) -> tuple[int, bool, float]:
-    """(most probable class, is a right one among the first five, loss) of one example.
-
-    Args:
-      log_probabilities: float (classes,). One that is not a number is never right.
-      labels: the right classes.
-    """
-    if np.isnan(log_probabilities).any():
-        return -1, False, float("nan")
-    first = np.argsort(-log_probabilities, kind="stable")[:5]
-    loss = -special.logsumexp(log_probabilities[list(labels)]) if labels else 0.0
-    return int(first[0]), bool(np.isin(first, labels).any()), float(loss)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,0 +1,75 @@
+"""Runs, or copies of them, scored on any data by their card and weights alone."""
+
+import pathlib
+
+import numpy as np
+
+from resnet_jax.checkpoint import ModelCard
+from resnet_jax.config.runs import load_card, load_checkpoint
+from resnet_jax.data.splits import load_splits
+from resnet_jax.environment import use_compilation_cache
+from resnet_jax.errors import UserError
+from resnet_jax.evaluation.predictions import Predictions
+from resnet_jax.evaluation.score import Scorer
+from resnet_jax.evaluation.sets import open_evaluation_set
+
+
+def predict(
+    path: str | pathlib.Path,
+    split: str = "test",
+    step: str | int = "best",
+    *,
+    ema: bool = False,
+    data: str | None = None,
+    data_dir: str | None = None,
+    view: str = "center",
+    flip: bool = False,
+) -> Predictions:
+    """Per-example predictions of a checkpoint.
+
+    Args:
+      path: a run directory, the folder of one of its steps, or a copy of either.
+      split: "train", "validation" or "test" of the data that the run was trained on.
+      step: "best" on the validation split, "latest", or a number; for a run directory.
+      ema: the moving average of the weights.
+      data: instead of the split, another dataset with the same classes; see `sets.open_evaluation_set`. Then the
+        training data are not needed.
+      data_dir: where the data are; default: where the run found its own, if TensorFlow Datasets prepared those.
+      view: a key of `crops.EVALUATION_VIEWS`; the probabilities that several views of an image give are averaged.
+      flip: average over the mirror images, too.
+
+    Raises:
+      UserError: no run, split, step or data; a view that these images do not have; too many corrupt images.
+    """
+    use_compilation_cache()
+    model, variables = load_checkpoint(path, step, ema=ema)
+    card = load_card(path)
+    source, possible = _open_source(card, split, data, data_dir)
+    scorer = Scorer(model, variables, card.create_preprocessing(), view, flip)
+    return scorer.predict(source, possible)
+
+
+def evaluate(path: str | pathlib.Path, split: str = "test", step: str | int = "best", *, ema: bool = False) -> dict:
+    """Scores of a checkpoint on a split as the run was scored, every example exactly once.
+
+    Args:
+      path, split, step, ema: see `predict`.
+
+    Returns:
+      {"loss", "accuracy", "top5", "count", "per_class": {class name: accuracy}}.
+
+    Raises:
+      UserError: see `predict`.
+    """
+    predictions = predict(path, split, step, ema=ema)
+    return {**predictions.scores(), "per_class": predictions.per_class(load_card(path).class_names)}
+
+
+def _open_source(card: ModelCard, split, data, data_dir) -> tuple[object, np.ndarray | None]:
+    if data is not None:
+        of_run = None if card.data["name"] in ("folder", "tar") else card.data["data_dir"]
+        return open_evaluation_set(data, data_dir or of_run, card.class_names)
+    splits = load_splits(**{**card.data, "data_dir": data_dir or card.data["data_dir"]})
+    if split not in splits:
+        raise UserError(f"--split: expected one of {', '.join(splits)}, found {split!r}")
+    return splits[split], None
