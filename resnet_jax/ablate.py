@@ -1,226 +1,35 @@
 """Run a study and write its report: python -m resnet_jax.ablate --config=configs/ablations/x.py --workdir=DIR"""
 
-import datetime
-import itertools
 import pathlib
 import sys
-import traceback
-from collections.abc import Callable, Iterator
 
-import jax
-import ml_collections
 from absl import flags
 from rich.console import Console
-from rich.progress import Progress
-from rich.table import Table
 
-from resnet_jax import loop, report
-from resnet_jax.build import Run
-from resnet_jax.command import is_study, parse_command, resolve_length
-from resnet_jax.environment import use_compilation_cache
-from resnet_jax.errors import InterruptedRun, UserError, WorkdirInUse, command_line
-from resnet_jax.estimate import Stopwatch
-from resnet_jax.logs import progress_bars
-from resnet_jax.parallel import is_main_process, join_processes
-from resnet_jax.study import StudyRun, check_study, collect, read_study, result_lines, run_config
-from resnet_jax.together import shared_program, speed_up, train_together
-from resnet_jax.workdir import check_workdir, name_workdir, write_text
-
-_DEFAULT = pathlib.Path(__file__).parent.parent / "configs" / "ablations" / "digits.py"
+from resnet_jax.config.flags import CONFIGS, is_study, parse_command, resolve_length
+from resnet_jax.errors import UserError, command_line
+from resnet_jax.studies.report import write_report
+from resnet_jax.studies.run import check_failures, print_cells, run_study, write_results
+from resnet_jax.studies.study import read_study
+from resnet_jax.training.parallel import is_main_process, join_processes
 
 
-_INTERRUPTED = "stopped, and saved what was under way; to go on, give the same command"
+def _define(values: flags.FlagValues) -> None:
+    flags.DEFINE_string("workdir", None, "Folder of the study; default: its name in runs/.", flag_values=values)
+    flags.DEFINE_integer("cell", None, "Run this cell alone, and write no report.", flag_values=values)
+    flags.DEFINE_bool("report", False, "Write the report of what is there, and run nothing.", flag_values=values)
+    flags.DEFINE_bool("list", False, "Show the cells and the time they take, and run nothing.", flag_values=values)
 
 
-class FailedRuns(UserError):
-    """Some runs of a study failed; the others are done."""
-
-    exit_status = 1
-
-
-def run_study(
-    study: ml_collections.ConfigDict, workdir: str | pathlib.Path, console: Console, only_cell: int | None = None
-) -> list[StudyRun]:
-    """Train what is not finished yet: a half-run run goes on, a failed one is tried again.
-
-    Args:
-      study: from `study.make_study`.
-      workdir: of the study.
-      console: for what people see.
-      only_cell: index of a cell: run that alone.
-
-    Returns:
-      The runs that failed, each with an `error.txt` in its folder, or that another process is at work on.
-
-    Raises:
-      UserError: a study that cannot run, or a workdir of another study. Nothing has run.
-      InterruptedRun: asked to stop; the run under way is saved.
-    """
-    check_study(study)
-    _check_surroundings(study)
-    if only_cell is not None and not 0 <= only_cell < len(study.cells):
-        raise UserError(f"--cell: expected 0 to {len(study.cells) - 1}, found {only_cell}; see --list")
-    workdir = name_workdir(workdir, _identity(study), write=is_main_process())
-    use_compilation_cache()
-    chosen = study.cells if only_cell is None else [study.cells[only_cell]]
-    runs = [run for run in collect(study, workdir) if run.cell in chosen]
-    unfinished = [run for run in runs if not run.result]
-    finished, failed = len(runs) - len(unfinished), []
-    write_results(study, workdir)
-    with progress_bars(console) as bars, loop.stop_requests(console) as stop_requested:
-        task = bars.add_task("runs", total=len(runs), completed=finished, values="")
-        for group in _groups(unfinished, study.runs_at_once, console):
-            bars.update(task, values=", ".join(map(_name, group)))
-            for run, outcome in zip(group, _train(group, bars, stop_requested), strict=True):
-                failed += [run] if isinstance(outcome, Exception) else []
-                finished += 1
-                bars.update(task, completed=finished)
-                console.print(
-                    f"{finished}/{len(runs)}  {_name(run)}: {_summary(outcome)}",
-                    highlight=False,
-                    markup=False,
-                    soft_wrap=True,
-                )
-            write_results(study, workdir)
-            # Several processes agree on where to stop within a run only.
-            if jax.process_count() == 1 and stop_requested(finished) and finished < len(runs):
-                raise InterruptedRun(_INTERRUPTED)
-    return failed
-
-
-def write_results(study: ml_collections.ConfigDict, workdir: pathlib.Path) -> None:
-    """Write `results.jsonl` anew from the runs that are finished."""
-    if is_main_process():
-        write_text(workdir / "results.jsonl", result_lines(collect(study, workdir)))
-
-
-def _identity(study: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
-    """What makes a study: how many runs are trained at once does not."""
-    identity = study.copy_and_resolve_references()
-    identity.runs_at_once = None
-    return identity
-
-
-def _check_surroundings(study: ml_collections.ConfigDict) -> None:
-    for cell in study.cells:
-        try:
-            Run(run_config(study, cell, study.seeds[0]))  # refuses what cannot run, and compiles nothing
-        except UserError as error:
-            raise UserError(f"cell {cell['name']!r}: {error}") from None
-
-
-def _groups(runs: list[StudyRun], runs_at_once: int | None, console: Console) -> Iterator[list[StudyRun]]:
-    """Runs that share a program, so many as are to be trained at once."""
-    # One after another is faster on CPU; and several processes must not decide by their own clocks.
-    can_gain = jax.default_backend() != "cpu" and jax.process_count() == 1
-    for _, group in itertools.groupby(runs, key=lambda run: shared_program(run.config)):
-        alike = list(group)
-        at_once = min(len(alike), runs_at_once or (len(alike) if can_gain else 1))
-        if at_once > 1:
-            faster = _is_faster([run.config for run in alike[:at_once]], console)
-            at_once = at_once if faster or runs_at_once else 1
-        yield from (alike[start : start + at_once] for start in range(0, len(alike), at_once))
-
-
-def _is_faster(configs: list[ml_collections.ConfigDict], console: Console) -> bool:
-    """Do these runs take less time in one program? Says how much."""
-    try:
-        apart, together = speed_up(configs)
-    except Exception as error:  # most likely, they do not fit into memory; if not, they will say so when they run
-        console.print(f"{len(configs)} runs at once: {_one_line(error)}", highlight=False, markup=False)
-        return False
-    console.print(
-        f"{len(configs)} runs at once: {apart / together:.2f} times as fast as one after another "
-        f"(a step of all: {1e3 * together:.1f} ms against {1e3 * apart:.1f} ms)",
-        highlight=False,
-    )
-    return together < apart
-
-
-def _train(group: list[StudyRun], bars: Progress, stop_requested: Callable[[int], bool]) -> list[dict | Exception]:
-    """What each run ends with: its result, or the error that is written to its folder."""
-    quiet = Console(quiet=True)
-    configs, folders = [run.config for run in group], [run.folder for run in group]
-    try:
-        if len(group) == 1:
-            outcomes = [loop.train(configs[0], folders[0], quiet, bars, stop_requested)]
-        else:
-            outcomes = train_together(configs, folders, quiet, bars, stop_requested)
-    except InterruptedRun:
-        raise InterruptedRun(_INTERRUPTED) from None
-    except Exception as error:  # whatever goes wrong in one cell, the others are worth running
-        outcomes = [error] * len(group)
-    for folder, outcome in zip(folders, outcomes, strict=True):
-        if is_main_process() and not isinstance(outcome, WorkdirInUse):
-            _write_error(folder, outcome)
-    return outcomes
-
-
-def _write_error(folder: pathlib.Path, outcome: dict | Exception) -> None:
-    if isinstance(outcome, Exception):
-        folder.mkdir(parents=True, exist_ok=True)
-        details = [] if isinstance(outcome, UserError) else ["", *traceback.format_exception(outcome)]
-        write_text(folder / "error.txt", "\n".join([_one_line(outcome), *details]))
-    else:
-        (folder / "error.txt").unlink(missing_ok=True)
-
-
-def _name(run: StudyRun) -> str:
-    return f"{run.cell['name']}, seed {run.seed}"
-
-
-def _summary(outcome: dict | Exception) -> str:
-    if isinstance(outcome, Exception):
-        return f"FAILED: {_one_line(outcome)}"
-    errors = ", ".join(
-        f"{split} error {100 * (1 - scores['accuracy']):.2f}%"
-        for split, scores in outcome["last"].items()
-        if isinstance(scores, dict)
-    )
-    return f"{errors}, {outcome['seconds']:.0f} s"
-
-
-def _one_line(error: Exception) -> str:
-    text = str(error).split("\n")[0]
-    return text if isinstance(error, UserError) else f"{type(error).__name__}: {text}"
-
-
-def print_cells(study: ml_collections.ConfigDict, workdir: pathlib.Path, console: Console) -> None:
-    """A table of the cells: number for --cell, name, what it changes, runs finished, and the time left."""
-    check_study(study)
-    check_workdir(workdir, _identity(study))
-    runs = collect(study, workdir)
-    stopwatch = Stopwatch([(run.config, run.result) for run in runs])
-    table = Table(title=study.title, title_justify="left")
-    for column in ("cell", "name", "changes", "finished", "time left"):
-        table.add_column(column, justify="left" if column in ("name", "changes") else "right", overflow="fold")
-    total = 0.0
-    for index, cell in enumerate(study.cells):
-        own = [run for run in runs if run.cell == cell]
-        left = sum(stopwatch.seconds(run.config) for run in own if not run.result)
-        total += left
-        changes = ", ".join(f"{key}={value}" for key, value in cell["overrides"].items())
-        finished = f"{sum(bool(run.result) for run in own)} of {len(own)}"
-        table.add_row(str(index), cell["name"], changes, finished, _duration(left))
-    console.print(table)
-    console.print(f"time left: {_duration(total)}, {stopwatch.basis}", highlight=False, soft_wrap=True)
-
-
-def _duration(seconds: float) -> str:
-    return "unknown" if seconds != seconds else str(datetime.timedelta(seconds=round(seconds)))
+def _report(study, workdir: pathlib.Path, console: Console) -> None:
+    write_report(study, workdir)
+    console.print(f"report: {workdir / 'report.html'}", highlight=False, soft_wrap=True)
 
 
 def main(argv: list[str] | None = None) -> None:
     """The command."""
-
-    def define(values):
-        flags.DEFINE_string("workdir", None, "Folder of the study; default: its name in runs/.", flag_values=values)
-        flags.DEFINE_integer("cell", None, "Run this cell alone, and write no report.", flag_values=values)
-        flags.DEFINE_bool("report", False, "Write the report of what is there, and run nothing.", flag_values=values)
-        flags.DEFINE_bool("list", False, "Show the cells and the time they take, and run nothing.", flag_values=values)
-
     with command_line():
-        command = parse_command(argv or sys.argv, _DEFAULT, __doc__, define)
+        command = parse_command(argv or sys.argv, CONFIGS / "ablations" / "digits.py", __doc__, _define)
         values, study = command.values, command.config
         if not is_study(study):
             raise UserError("--config: expected a study like configs/ablations/digits.py, found an experiment")
@@ -234,22 +43,12 @@ def main(argv: list[str] | None = None) -> None:
         elif values.report:
             study = read_study(workdir)
             write_results(study, workdir)
-            _write_report(study, workdir, console)
+            _report(study, workdir, console)
         else:
             failed = run_study(study, workdir, console, values.cell)
             if values.cell is None and is_main_process():
-                _write_report(study, workdir, console)
-            if failed:
-                names = "; ".join(map(_name, failed))
-                raise FailedRuns(
-                    f"{len(failed)} of the runs failed: {names}. See error.txt in their folders, like "
-                    f"{failed[0].folder}; they are tried again when you give the same command"
-                )
-
-
-def _write_report(study: ml_collections.ConfigDict, workdir: pathlib.Path, console: Console) -> None:
-    report.write_report(study, workdir)
-    console.print(f"report: {workdir / 'report.html'}", highlight=False, soft_wrap=True)
+                _report(study, workdir, console)
+            check_failures(failed)
 
 
 if __name__ == "__main__":

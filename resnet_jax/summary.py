@@ -1,43 +1,13 @@
-"""What a model costs: python -m resnet_jax.summary NAME [--size 224] [--table]"""
+"""Costs of a model: python -m resnet_jax.summary NAME [--size 224] [--table]"""
 
 import argparse
-import importlib.resources
-import json
 
 from rich.console import Console
-from rich.table import Table
 
 from resnet_jax.errors import UserError, command_line
 from resnet_jax.models import CIFAR_MODELS, create_model
-from resnet_jax.models.profile import Layer, profile, totals
-
-
-def published_parameters(name: str) -> tuple[int, str] | None:
-    """(trainable parameters, source) published for a model, or None."""
-    timm_name = name.replace("preact_resnet", "resnetv2_")
-    for source, counts in _published()["parameter_counts"].items():
-        if name in counts:
-            return counts[name], source
-        if timm_name in counts:
-            return counts[timm_name], f"{source}, as {timm_name}"
-    return None
-
-
-def published_multiply_adds(name: str) -> tuple[float, str] | None:
-    """(multiply-adds for one 224x224 image, source) published for a model, or None.
-
-    The paper's Table 1 has the stride on the first 1x1 convolution (our `_v1` nets), torchvision on the 3x3. The paper
-    gives two VGG nets too, which cost the same with a norm.
-    """
-    paper, torchvision = _published()["multiply_adds_224"].items()
-    if name in torchvision[1]:
-        return torchvision[1][name], torchvision[0]
-    key = name.removeprefix("plain").removeprefix("resnet").removesuffix("_v1").removesuffix("_bn")
-    return (paper[1][key], paper[0]) if key in paper[1] else None
-
-
-def _published() -> dict:
-    return json.loads(importlib.resources.files("resnet_jax").joinpath("published.json").read_text())
+from resnet_jax.models.profile import profile
+from resnet_jax.studies.costs import layer_table, total_table
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -55,42 +25,8 @@ def main(argv: list[str] | None = None) -> None:
         layers = profile(create_model(args.name, num_classes=10 if is_cifar else 1000), (size, size, 3))
     console = Console()
     if args.table:
-        console.print(_layer_table(layers))
-    console.print(_total_table(args.name, size, layers))
-
-
-def _layer_table(layers: list[Layer]) -> Table:
-    table = Table()
-    table.add_column("layer", no_wrap=True)
-    for column in ("output", "parameters", "multiply-adds", "activation KiB (float32)"):
-        table.add_column(column, justify="right")
-    for layer in layers:
-        table.add_row(
-            layer.name,
-            "x".join(map(str, layer.output_shape)),
-            f"{layer.parameters:,}",
-            f"{layer.multiply_adds:,}",
-            f"{layer.activation_bytes / 1024:,.0f}",
-        )
-    return table
-
-
-def _total_table(name: str, size: int, layers: list[Layer]) -> Table:
-    parameters, multiply_adds, activation_bytes = totals(layers)
-    known_parameters = published_parameters(name) or ("", "")
-    known_adds = (published_multiply_adds(name) if size == 224 else None) or ("", "")
-    table = Table(title=f"{name}, one {size}x{size}x3 image", title_justify="left")
-    table.add_column("")
-    for column in ("parameters", "multiply-adds", "activations, MiB (float32)"):
-        table.add_column(column, justify="right")
-    table.add_row("ours", f"{parameters:,}", f"{multiply_adds:,}", f"{activation_bytes / 2**20:,.1f}")
-    table.add_row("published", _number(known_parameters[0]), _number(known_adds[0]), "")
-    table.add_row("source", known_parameters[1], known_adds[1], "")
-    return table
-
-
-def _number(value) -> str:
-    return f"{value:,.0f}" if value else ""
+        console.print(layer_table(layers))
+    console.print(total_table(args.name, size, layers))
 
 
 if __name__ == "__main__":

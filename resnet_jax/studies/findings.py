@@ -1,11 +1,11 @@
-"""What the runs of a study show, in sentences: numbers and directions come from the data, with a paired test."""
+"""Findings of a study in sentences: numbers and directions come from the data, with a paired test."""
 
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 import scipy.stats
 
-from resnet_jax.study import StudyRun
+from resnet_jax.studies.study import StudyRun
 
 _EQUAL = 1e-9  # percentage points: below the rounding of float64
 

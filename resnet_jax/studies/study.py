@@ -15,11 +15,12 @@ from collections.abc import Iterable, Mapping, Sequence
 import ml_collections
 from ml_collections.config_dict import placeholder
 
-from resnet_jax.command import is_study, resolve_length
+from resnet_jax.config.checks import check_config
+from resnet_jax.config.flags import is_study, resolve_length
+from resnet_jax.config.stored import read_config
 from resnet_jax.errors import UserError, did_you_mean
-from resnet_jax.logs import read_metrics
-from resnet_jax.validate import check_config
-from resnet_jax.workdir import read_config, read_result
+from resnet_jax.training.logs import read_metrics
+from resnet_jax.workdir import read_result
 
 
 def make_study(
@@ -31,8 +32,8 @@ def make_study(
     """The config of a study, locked.
 
     Args:
-      title: of the report.
-      experiment: what all cells share, as from `configs/default.py`.
+      title: heading of the report.
+      experiment: config that all cells vary.
       cells: from `cell` or `grid`.
       seeds: every cell is run with each.
     """
@@ -41,7 +42,7 @@ def make_study(
     study.experiment = experiment
     study.cells = tuple(cells)
     study.seeds = tuple(seeds)
-    study.runs_at_once = placeholder(int)  # that differ in seed and rate alone, in one program; default: see `ablate`
+    study.replicas = placeholder(int)  # runs in one program, alike but for seed and rate; default: see `run`
     return study.lock()
 
 
@@ -49,7 +50,7 @@ def cell(name: str, overrides: Mapping, series: str = "") -> dict:
     """A cell of a study.
 
     Args:
-      name: of the cell.
+      name: in tables, legends and paths.
       overrides: config keys with dots, like {"optim.lr": 0.2}.
       series: cells of one series and different depths are joined by a line in the report.
     """
@@ -66,6 +67,12 @@ def grid(axes: Mapping[str, Sequence]) -> list[dict]:
     return [cell(", ".join(_short(key, value) for key, value in each.items()), each) for each in combinations]
 
 
+def plain_and_residual(depths: Iterable[int]) -> list[dict]:
+    """A cell for each depth, plain and residual, for nets called `plain20`, `resnet20` and so on."""
+    kinds = (("plain", "plain"), ("resnet", "residual"))
+    return [cell(f"{name}{n}", {"model.name": f"{name}{n}"}, series) for name, series in kinds for n in depths]
+
+
 def check_study(study: ml_collections.ConfigDict) -> None:
     """Refuse a study that cannot run, before anything runs.
 
@@ -76,8 +83,8 @@ def check_study(study: ml_collections.ConfigDict) -> None:
         raise UserError("cells: expected at least one cell, found an empty grid; does one of its axes have no values?")
     if not study.seeds or len(set(study.seeds)) < len(study.seeds):
         raise UserError(f"seeds: expected different numbers, at least one, found {tuple(study.seeds)}")
-    if study.runs_at_once is not None and study.runs_at_once < 1:
-        raise UserError(f"runs_at_once: expected at least 1, found {study.runs_at_once}")
+    if study.replicas is not None and study.replicas < 1:
+        raise UserError(f"replicas: expected at least 1, found {study.replicas}")
     folders = {}
     for each in study.cells:
         _check_cell(each)
@@ -112,24 +119,29 @@ def run_config(study: ml_collections.ConfigDict, cell: Mapping, seed: int) -> ml
       UserError: an unknown key, or a value of the wrong type.
     """
     config = study.experiment.copy_and_resolve_references().lock()
-    for key, value in {**cell["overrides"], "seed": seed}.items():
-        *path, last = key.split(".")
-        node = config
-        for part in (*path, last):
-            if not isinstance(node, ml_collections.ConfigDict) or part not in node:
-                known = node if isinstance(node, ml_collections.ConfigDict) else ()
-                raise UserError(f"{key}: there is no such key; {did_you_mean(part, known)}")
-            parent, node = node, node[part]
-        try:
-            parent[last] = value
-        except (TypeError, ValueError) as error:
-            raise UserError(f"{key}: {error}") from None
+    values = {**cell["overrides"], "seed": seed}
+    for key in values:
+        _check_key(config, key)
+    try:
+        config.update_from_flattened_dict(values)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"cell {cell['name']!r}: {error}") from None
     resolve_length(config, cell["overrides"])
     return config
 
 
+def _check_key(config: ml_collections.ConfigDict, key: str) -> None:
+    # Not left to update_from_flattened_dict, which knows no names to suggest.
+    node = config
+    for part in key.split("."):
+        if not isinstance(node, ml_collections.ConfigDict) or part not in node:
+            known = node if isinstance(node, ml_collections.ConfigDict) else ()
+            raise UserError(f"{key}: there is no such key; {did_you_mean(part, known)}")
+        node = node[part]
+
+
 def run_folder(workdir: str | pathlib.Path, cell: Mapping, seed: int) -> pathlib.Path:
-    """Where a run of the study lies."""
+    """The folder of a run of the study."""
     return pathlib.Path(workdir) / "cells" / _folder(cell["name"]) / f"seed{seed}"
 
 
@@ -151,10 +163,10 @@ class StudyRun:
 
     Attributes:
       cell: as from `cell`.
-      seed: of the run.
-      config: of the run.
-      folder: of the run.
-      result: what its `result.json` holds if it is finished, or None.
+      seed: random seed.
+      config: experiment with the overrides and the seed.
+      folder: run directory.
+      result: content of `result.json` if it is finished, or None.
       problem: why it failed or cannot be read; "" if it did not.
     """
 
@@ -167,7 +179,7 @@ class StudyRun:
 
     @functools.cached_property
     def lines(self) -> list[dict]:
-        """Of its `metrics.jsonl`; none before there are any, or if they cannot be read."""
+        """Lines of its `metrics.jsonl`; none before there are any, or if they cannot be read."""
         try:
             return read_metrics(self.folder / "metrics.jsonl")
         except (FileNotFoundError, UserError):

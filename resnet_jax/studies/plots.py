@@ -1,4 +1,4 @@
-"""Pictures, drawn from plain data. The only file that imports matplotlib.
+"""Pictures of studies, drawn from plain data.
 
 Colours come from a map that is ordered by luminance and readable by the colour-blind (cividis); markers say the same.
 """
@@ -8,17 +8,14 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import matplotlib
-
-matplotlib.use("Agg")  # files only, no screen
-import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.ticker import LogLocator, MaxNLocator
 
+from resnet_jax.training.curves import STYLE, draw, points, subplots
+
 _MARKERS = "os^DvP*X"
 _LINE_STYLES = ("-", "--", ":", "-.")
-_SPLIT_STYLES = {"train": ("C0", "-", 1.0), "validation": ("C1", "--", 2.0), "test": ("C2", "-", 2.0)}
 _MANY_PERCENT = 40  # where some net ends above this, a linear axis would press the good ones into one line
-plt.rcParams.update({"font.size": 12, "axes.grid": True, "grid.alpha": 0.3, "savefig.dpi": 130})
 
 
 class Cell(NamedTuple):
@@ -65,30 +62,7 @@ class Panel(NamedTuple):
     wide: bool = False
 
 
-def plot_run(lines: Sequence[dict], target: str | pathlib.Path, title: str) -> None:
-    """Loss, accuracy and learning rate of a run against epochs.
-
-    Args:
-      lines: of its `metrics.jsonl`.
-      target: the picture.
-      title: of the picture.
-    """
-    figure, (loss, accuracy, rate) = plt.subplots(1, 3, figsize=(14, 4.2), layout="constrained")
-    figure.suptitle(title)
-    for axes, name, scale in ((loss, "loss", 1), (accuracy, "accuracy", 100)):
-        for split, (color, style, width) in _SPLIT_STYLES.items():
-            epochs, values = _points(lines, split, name)
-            _draw(axes, epochs, values * scale, color=color, ls=style, lw=width, label=split)
-        axes.legend()
-    loss.set(title="Loss", ylabel="cross-entropy, nats", yscale="log")
-    accuracy.set(title="Accuracy", ylabel="top-1 accuracy, %")
-    rate.plot(*_points(lines, "train", "learning_rate"), color="black")
-    rate.set(title="Learning rate", ylabel="learning rate")
-    for axes in (loss, accuracy, rate):
-        axes.set_xlabel("epoch")
-    _save(figure, target)
-
-
+@matplotlib.rc_context(STYLE)
 def plot_overlay(runs: Mapping[str, Sequence[dict]], target: str | pathlib.Path) -> None:
     """Error and loss of any runs against epochs: thin while training, bold on the test split or the validation split.
 
@@ -96,15 +70,15 @@ def plot_overlay(runs: Mapping[str, Sequence[dict]], target: str | pathlib.Path)
       runs: the lines of their `metrics.jsonl`, by the name in the legend.
       target: the picture.
     """
-    figure, (error, loss) = plt.subplots(1, 2, figsize=(12, 5.5), layout="constrained")
+    figure, (error, loss) = subplots(1, 2, figsize=(12, 5.5))
     last_errors = []
     for (name, lines), (color, marker) in zip(runs.items(), _colors_and_markers(len(runs)), strict=True):
         split = max(("test", "validation"), key=[line["split"] for line in lines].count)
         for drawn, width in (("train", 1.0), (split, 2.5)):
             for axes, metric in ((error, "accuracy"), (loss, "loss")):
-                epochs, values = _points(lines, drawn, metric)
+                epochs, values = points(lines, drawn, metric)
                 values = 100 * (1 - values) if metric == "accuracy" else values
-                _draw(axes, epochs, values, color=color, lw=width, marker=marker, ms=3 + 1.5 * width)
+                draw(axes, epochs, values, color=color, lw=width, marker=marker, ms=3 + 1.5 * width)
                 if metric == "accuracy":
                     last_errors += list(values[-1:])
         error.plot([], [], color=color, lw=2.5, marker=marker, label=f"{name} (bold: {split})")
@@ -113,9 +87,10 @@ def plot_overlay(runs: Mapping[str, Sequence[dict]], target: str | pathlib.Path)
     loss.set(title="Loss (thin: training)", xlabel="epoch", ylabel="cross-entropy, nats", yscale="log")
     handles, labels = error.get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=2)
-    _save(figure, target)
+    figure.savefig(target)
 
 
+@matplotlib.rc_context(STYLE)
 def plot_error_curves(
     cells: Sequence[Cell],
     train: Mapping[str, Curve],
@@ -137,7 +112,7 @@ def plot_error_curves(
     columns = min(len(series), 2)
     rows = -(-len(series) // columns)
     size = (6.5 * columns + 0.5, 5.8 * rows)
-    figure, grid = plt.subplots(rows, columns, figsize=size, sharey=True, squeeze=False, layout="constrained")
+    figure, grid = subplots(rows, columns, figsize=size, sharey=True, squeeze=False)
     styles = _cell_styles(cells)
     for axes, title in zip(grid.flat, series, strict=False):
         for name in (cell.name for cell in cells if cell.series == title):
@@ -146,7 +121,7 @@ def plot_error_curves(
                 if name in curves:
                     steps, errors = curves[name]
                     style = {"color": color, "lw": width, "marker": marker, "ms": 3 + 1.5 * width}
-                    _draw(axes, steps, errors.mean(axis=0), **style)
+                    draw(axes, steps, errors.mean(axis=0), **style)
                     axes.fill_between(steps, errors.min(axis=0), errors.max(axis=0), color=color, alpha=0.15, lw=0)
             axes.plot([], [], color=color, lw=2.6, marker=marker, ms=7, label=name)
         axes.plot([], [], color="black", lw=0.9, label="training")
@@ -158,9 +133,10 @@ def plot_error_curves(
         axes.remove()
     for axes in grid[:, 0]:
         _scale_error_axis(axes, max(curve.errors[:, -1].max() for curve in (*train.values(), *evaluated.values())))
-    _save(figure, target)
+    figure.savefig(target)
 
 
+@matplotlib.rc_context(STYLE)
 def plot_final_errors(
     cells: Sequence[Cell], errors: Mapping[str, Mapping[str, np.ndarray]], target: str | pathlib.Path
 ) -> None:
@@ -171,9 +147,7 @@ def plot_final_errors(
       errors: percent, (seeds,) by title of panel and name of cell.
       target: the picture.
     """
-    figure, panels = plt.subplots(
-        1, len(errors), figsize=(6.5 * len(errors), 4.8), sharey=True, squeeze=False, layout="constrained"
-    )
+    figure, panels = subplots(1, len(errors), figsize=(6.5 * len(errors), 4.8), sharey=True, squeeze=False)
     series = list(dict.fromkeys(cell.series for cell in cells))
     ticks = sorted({cell.depth for cell in cells})
     beside = (ticks[-1] / ticks[0]) ** 0.02  # the bar, by 2% of the logarithmic axis
@@ -201,9 +175,10 @@ def plot_final_errors(
         axes.minorticks_off()
         axes.legend()
     _scale_error_axis(panels[0, 0], max(seeds.max() for by_cell in errors.values() for seeds in by_cell.values()))
-    _save(figure, target)
+    figure.savefig(target)
 
 
+@matplotlib.rc_context(STYLE)
 def plot_layers(cells: Sequence[Cell], panels: Sequence[Panel], target: str | pathlib.Path) -> None:
     """Values of layers or blocks against their position, panels side by side, the mean over seeds for each cell.
 
@@ -212,7 +187,7 @@ def plot_layers(cells: Sequence[Cell], panels: Sequence[Panel], target: str | pa
       panels: what to draw.
       target: the picture.
     """
-    figure, grid = plt.subplots(1, len(panels), figsize=(6.5 * len(panels), 5.8), squeeze=False, layout="constrained")
+    figure, grid = subplots(1, len(panels), figsize=(6.5 * len(panels), 5.8), squeeze=False)
     styles = _cell_styles(cells)
     drawn = {}
     for axes, panel in zip(grid.flat, panels, strict=True):
@@ -241,7 +216,7 @@ def plot_layers(cells: Sequence[Cell], panels: Sequence[Panel], target: str | pa
             axes.yaxis.set_minor_formatter("")
     names = [cell.name for cell in cells if cell.name in drawn]
     figure.legend([drawn[name] for name in names], names, loc="outside lower center", ncols=4, handlelength=3.5)
-    _save(figure, target)
+    figure.savefig(target)
 
 
 def evaluated_split(runs: Sequence[Sequence[dict]]) -> str | None:
@@ -253,19 +228,6 @@ def evaluated_split(runs: Sequence[Sequence[dict]]) -> str | None:
         if runs and all(sum(line["split"] == split for line in lines) >= fewest for lines in runs):
             return split
     return None
-
-
-def _points(lines, split, name):
-    own = [line for line in lines if line["split"] == split]
-    return np.array([line["epoch"] for line in own]), np.array([line[name] for line in own])
-
-
-def _draw(axes, x, y, **style):
-    """A curve; up to two points stand alone."""
-    if len(x) > 2:
-        axes.plot(x, y, markevery=max(1, len(x) // 8), **style)
-    elif len(x):
-        axes.plot(x, y, **{"marker": "o", "ms": 8, **style, "ls": "none"})
 
 
 def _cell_styles(cells):
@@ -299,8 +261,3 @@ def _scale_error_axis(axes, highest):
     else:
         axes.set_ylim(0, max(1.5 * highest, 1))
         axes.set_ylabel("top-1 error, %")
-
-
-def _save(figure, target):
-    figure.savefig(target)
-    plt.close(figure)

@@ -45,7 +45,7 @@ def published_error(config: Mapping) -> Published | None:
     Args:
       config: of a run.
     """
-    values = json.loads(importlib.resources.files("resnet_jax").joinpath("published.json").read_text())
+    values = json.loads(importlib.resources.files("resnet_jax.studies").joinpath("published.json").read_text())
     net = (config["model"]["name"], config["model"]["shortcut"])
     for table in _TABLES:
         if config["data"]["name"] == table.data and net in table.nets:
