@@ -4,16 +4,18 @@ import ast
 import functools
 import sys
 
-from configs import default
-from resnet_jax.models import MODELS, layers
-from resnet_jax.models.resnet import BasicBlock, ResNet
+from resnet_jax.config import default
+from resnet_jax.config.build import Assembly, initial_state, make_recipe, random_keys
+from resnet_jax.models import MODELS, SHORTCUTS, STEMS
+from resnet_jax.models.blocks import BasicBlock
+from resnet_jax.models.resnet import ResNet
 
 MODELS["tiny"] = functools.partial(
     ResNet,
     stage_sizes=(1, 1),
     block=BasicBlock,
-    stem=layers.SMALL_IMAGE_STEM,
-    shortcut=layers.zero_pad_shortcut,
+    stem=STEMS["small"],
+    shortcut=SHORTCUTS["A"],
     width=4,
 )
 
@@ -37,10 +39,18 @@ def tiny_config(**overrides):
     return config
 
 
+def build(config):
+    """(recipe, program, initial state on the devices) of a run."""
+    recipe = make_recipe(config)
+    assembly = Assembly(recipe)
+    program = assembly.program(random_keys(config.seed)[0])
+    return recipe, program, assembly.parallel.replicate(initial_state(recipe))
+
+
 if __name__ == "__main__":
-    from resnet_jax import loop
+    from resnet_jax.config.train import train
     from resnet_jax.errors import command_line
 
     settings = dict(argument.split("=", 1) for argument in sys.argv[2:])
     with command_line():
-        loop.train(tiny_config(**{key: ast.literal_eval(value) for key, value in settings.items()}), sys.argv[1])
+        train(tiny_config(**{key: ast.literal_eval(value) for key, value in settings.items()}), sys.argv[1])

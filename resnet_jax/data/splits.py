@@ -14,7 +14,7 @@ from resnet_jax.errors import UserError, did_you_mean
 KNOWN_DATASETS = (*DATASETS, *tfds.NAMED, "tfds:BUILDER", "folder", "tar", "synthetic:EXAMPLES:CLASSES")
 
 # Of ImageNet, as in fb.resnet.torch and torchvision; the habit is to use them for all photographs.
-_MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+PHOTO_MEAN, PHOTO_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 _HOLDOUT_SEED = 0  # of the splits, not of a run: two runs with different seeds train on the same examples
 
@@ -169,7 +169,7 @@ def open_sources(name: str, data_dir: str | None) -> tuple[DatasetInfo, dict]:
     else:
         sources = tfds.open_train_and_test(name, data_dir)
     sizes = {split: len(source) for split, source in sources.items()}
-    return DatasetInfo(sources["test"].class_names, None, sizes, _MEAN, _STD, None), sources
+    return DatasetInfo(sources["test"].class_names, None, sizes, PHOTO_MEAN, PHOTO_STD, None), sources
 
 
 def _open_synthetic(name, arguments):

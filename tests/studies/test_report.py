@@ -10,8 +10,8 @@ import pytest
 
 from configs import cifar10_he2015, default
 from resnet_jax import findings, plots, report
-from resnet_jax.published import published_error
-from resnet_jax.study import cell, make_study, run_folder
+from resnet_jax.studies.published import published_error
+from resnet_jax.studies.study import cell, make_study, run_folder
 
 # Training and test error of the last weights, percent, of seeds 0, 1, 2.
 ERRORS = {

@@ -4,22 +4,22 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from resnet_jax import UserError, loop
+from resnet_jax import UserError, load_checkpoint, train
+from resnet_jax.config.train import shared_program, train_together
 from resnet_jax.errors import DivergedError
-from resnet_jax.logs import progress_bars, read_metrics
-from resnet_jax.runs import load_checkpoint
-from resnet_jax.session import Session
-from resnet_jax.together import shared_program, train_together
+from resnet_jax.training.console import progress_bars
+from resnet_jax.training.hooks import Preempt
+from resnet_jax.training.logs import read_metrics
 from tests.tiny import tiny_config
 
 QUIET = Console(quiet=True)
 OWN = [{"seed": 0}, {"seed": 1}, {"seed": 1, "optim__lr": 0.05}]
 SETTINGS = {
-    "augment__crop": 1,
+    "augment__pad_crop": 1,
     "augment__mixup": 0.2,
     "log__every_steps": 10,
-    "measure__layers": True,
-    "measure__precise_statistics": True,
+    "diagnostics__layers": True,
+    "diagnostics__precise_statistics": True,
 }
 
 
@@ -47,7 +47,7 @@ def curves(folder):
 def alone(tmp_path_factory):
     folder = tmp_path_factory.mktemp("alone")
     for index, config in enumerate(configs()):
-        loop.train(config, folder / str(index), QUIET)
+        train(config, folder / str(index), QUIET)
     return [curves(folder / str(index)) for index in range(len(OWN))]
 
 
@@ -75,26 +75,26 @@ class Killed(Exception):
 def dies_after(step_of_death, monkeypatch, train):
     """Train until a run has logged and saved at this step, and no further."""
 
-    def dies(self, step, state, stopping, after_step=Session.after_step):
-        after_step(self, step, state, stopping)
+    def dies(self, step, state, hook=Preempt.__call__):  # the last of the hooks
+        hook(self, step, state)
         if step >= step_of_death:
             raise Killed
 
     with monkeypatch.context() as patch, pytest.raises(Killed):
-        patch.setattr(Session, "after_step", dies)
+        patch.setattr(Preempt, "__call__", dies)
         train()
 
 
 @pytest.fixture
 def groups(monkeypatch):
     """The steps at which groups of runs start."""
-    from resnet_jax import together as module
+    from resnet_jax.training import replicas as module
 
     found, train_group = [], module._train_group
 
-    def spied(sessions, stop_requested):
-        found.append([session.step for session in sessions])
-        return train_group(sessions, stop_requested)
+    def spied(runs, program, stop_requested):
+        found.append([run.step for run in runs])
+        return train_group(runs, program, stop_requested)
 
     monkeypatch.setattr(module, "_train_group", spied)
     return found
@@ -102,7 +102,7 @@ def groups(monkeypatch):
 
 @pytest.mark.slow
 def test_runs_that_stopped_at_different_steps_end_as_each_alone(tmp_path, alone, monkeypatch, groups):
-    dies_after(15, monkeypatch, lambda: loop.train(configs()[0], tmp_path / "0", QUIET))
+    dies_after(15, monkeypatch, lambda: train(configs()[0], tmp_path / "0", QUIET))
     together(configs(), tmp_path)
     assert groups[0] == [0, 0]
     assert len(groups[1]) == 1 and groups[1][0] > 0
@@ -128,7 +128,7 @@ def test_a_run_that_diverges_does_not_end_the_others(tmp_path, alone):
 
 
 def test_runs_of_different_programs_are_refused(tmp_path):
-    different = [tiny_config(), tiny_config(augment__crop=0)]
+    different = [tiny_config(), tiny_config(augment__pad_crop=0)]
     assert len({shared_program(config) for config in different}) == 2
     with pytest.raises(UserError, match="differ in seed and optim.lr alone"):
         together(different, tmp_path)

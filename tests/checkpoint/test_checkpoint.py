@@ -7,15 +7,34 @@ import optax
 import pytest
 
 from resnet_jax import UserError, create_model
-from resnet_jax.checkpoint import Checkpoints, DamagedCheckpoint
-from resnet_jax.step import TrainState, create_state
+from resnet_jax.checkpoint import Checkpoints, CorruptCheckpoint, read_step, unflatten
+from resnet_jax.training.hooks import ITEMS, checkpoint_items
+from resnet_jax.training.optim import make_optimizer
+from resnet_jax.training.step import TrainState, create_state
 from tests import tiny  # noqa: F401  (registers the tiny net)
 
 
 def make_state(step, model="tiny", **settings) -> TrainState:
     net = create_model(model, num_classes=10, **settings)
-    state = create_state(net, optax.adamw(0.1), jax.random.key(step), np.zeros((1, 8, 8, 1), np.float32), with_ema=True)
+    optimizer, key = make_optimizer("adamw", 0.1, optax.constant_schedule), jax.random.key(step)
+    state = create_state(net, optimizer, key, key, np.zeros((1, 8, 8, 1), np.float32), with_ema=True)
     return state.replace(step=np.int32(step))
+
+
+def items_of(step, **settings):
+    return checkpoint_items(make_state(step, **settings))
+
+
+def restored(checkpoints, like=None):
+    """The trees of the newest whole checkpoint, its notes and the messages."""
+    step, items, notes, messages = checkpoints.restore_latest(ITEMS)
+    template = items_of(0) if like is None else like
+    trees = {name: unflatten(tree, items[name], checkpoints.path(step)) for name, tree in template.items()}
+    return trees, notes, messages
+
+
+def read_model(checkpoints, step):
+    return unflatten(items_of(0)["model"], read_step(checkpoints.path(step), ("model",))[0]["model"], step)
 
 
 def assert_same(a, b):
@@ -24,13 +43,13 @@ def assert_same(a, b):
 
 
 def open_checkpoints(workdir, **settings):
-    return Checkpoints(workdir, **{"keep": 2, "best_metric": "accuracy", **settings})
+    return Checkpoints(workdir, ITEMS, **{"keep": 2, "best_metric": "accuracy", **settings})
 
 
 def fill(workdir, metrics, **settings):
     with open_checkpoints(workdir, **settings) as checkpoints:
         for step, values in enumerate(metrics, start=1):
-            checkpoints.save(step, make_state(step), metrics=values, notes={"step": step, "x": 0.1})
+            checkpoints.save(step, items_of(step), metrics=values, notes={"step": step, "x": 0.1})
             checkpoints.wait()
         return checkpoints.steps()
 
@@ -42,14 +61,14 @@ def scores(*accuracies):
 def test_a_state_comes_back_bit_for_bit_with_its_notes(tmp_path):
     fill(tmp_path, scores(0.5))
     with open_checkpoints(tmp_path) as checkpoints:
-        state, notes, messages = checkpoints.restore_latest(make_state(0))
-    assert_same(state, make_state(1))
+        trees, notes, messages = restored(checkpoints)
+    assert_same(trees, items_of(1))
     assert (notes, messages) == ({"step": 1, "x": 0.1}, [])
 
 
 def test_there_is_nothing_to_restore_in_a_new_folder(tmp_path):
     with open_checkpoints(tmp_path) as checkpoints:
-        assert checkpoints.restore_latest(make_state(0)) is None
+        assert checkpoints.restore_latest(ITEMS) is None
 
 
 def test_the_last_ones_and_the_best_are_kept(tmp_path):
@@ -79,34 +98,34 @@ def test_a_step_that_is_not_there_is_refused_with_those_that_are(tmp_path, step)
 def test_what_is_saved_does_not_change_when_the_device_memory_is_used_again(tmp_path):
     overwrite = jax.jit(lambda state: jax.tree.map(lambda x: x * 0 - 1, state), donate_argnums=0)
     with open_checkpoints(tmp_path) as checkpoints:
-        checkpoints.save(1, jax.device_put(make_state(1)), metrics=None, notes={})
-        state = jax.device_put(make_state(2))
+        checkpoints.save(1, jax.device_put(items_of(1)), metrics=None, notes={})
+        state = jax.device_put(items_of(2))
         checkpoints.wait()
         checkpoints.save(2, state, metrics=None, notes={})
         overwrite(state)
         checkpoints.wait()
-        restored, _, messages = checkpoints.restore_latest(make_state(0))
+        trees, _, messages = restored(checkpoints)
     assert messages == []
-    assert_same(restored, make_state(2))
+    assert_same(trees, items_of(2))
 
 
 def test_a_flipped_bit_is_never_restored(tmp_path):
     fill(tmp_path, scores(0.5))
-    state, rng, refused = make_state(1), random.Random(0), 0
+    model, rng, refused = items_of(1)["model"], random.Random(0), 0
     files = [f for f in (tmp_path / "checkpoints/1/model").rglob("*") if f.is_file() and f.stat().st_size > 1000]
     for _ in range(40):
         file = rng.choice(files)
         original = file.read_bytes()
-        damaged = bytearray(original)
-        damaged[rng.randrange(len(damaged))] ^= 1 << rng.randrange(8)
-        file.write_bytes(damaged)
+        corrupt = bytearray(original)
+        corrupt[rng.randrange(len(corrupt))] ^= 1 << rng.randrange(8)
+        file.write_bytes(corrupt)
         with open_checkpoints(tmp_path, read_only=True) as checkpoints:
             try:
-                variables = checkpoints.read_variables(1, state.variables)
-            except DamagedCheckpoint:
+                found = read_model(checkpoints, 1)
+            except CorruptCheckpoint:
                 refused += 1
             else:  # the bit meant nothing
-                assert_same(variables, {**state.variables, "ema": state.ema})
+                assert_same(found, model)
         file.write_bytes(original)
     assert refused > 10
 
@@ -116,24 +135,24 @@ def test_changed_notes_are_never_restored(tmp_path):
     file = tmp_path / "checkpoints/1/meta/metadata"
     file.write_text(file.read_text().replace("0.1", "0.3"))
     with open_checkpoints(tmp_path) as checkpoints, pytest.raises(UserError, match="notes does not match the digest"):
-        checkpoints.restore_latest(make_state(0))
+        checkpoints.restore_latest(ITEMS)
 
 
-def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_it_used(tmp_path):
+def test_a_corrupt_checkpoint_is_set_aside_and_the_one_before_it_used(tmp_path):
     fill(tmp_path, scores(0.5, 0.6))
     for file in (tmp_path / "checkpoints/2/model").rglob("*"):
         if file.is_file():
             file.write_bytes(b"")
     with open_checkpoints(tmp_path, read_only=True) as checkpoints, pytest.raises(UserError, match="cannot be read"):
-        checkpoints.read_variables(2, make_state(0).variables)
+        read_model(checkpoints, 2)
     with open_checkpoints(tmp_path) as checkpoints:
-        state, _, messages = checkpoints.restore_latest(make_state(0))
-        assert_same(state, make_state(1))
-        assert "moved to checkpoints_damaged/" in messages[0]
-        checkpoints.save(2, make_state(2), metrics=None, notes={})
+        trees, _, messages = restored(checkpoints)
+        assert_same(trees, items_of(1))
+        assert "moved to checkpoints_corrupt/" in messages[0]
+        checkpoints.save(2, items_of(2), metrics=None, notes={})
         checkpoints.wait()
-        assert_same(checkpoints.restore_latest(make_state(0))[0], make_state(2))
-    assert (tmp_path / "checkpoints_damaged/2").is_dir()
+        assert_same(restored(checkpoints)[0], items_of(2))
+    assert (tmp_path / "checkpoints_corrupt/2").is_dir()
 
 
 def test_a_stray_folder_does_not_become_the_latest_step(tmp_path):
@@ -142,8 +161,8 @@ def test_a_stray_folder_does_not_become_the_latest_step(tmp_path):
     with open_checkpoints(tmp_path, read_only=True) as checkpoints:
         assert checkpoints.resolve("latest") == 1
     with open_checkpoints(tmp_path) as checkpoints:
-        assert_same(checkpoints.restore_latest(make_state(0))[0], make_state(1))
-        checkpoints.save(2, make_state(2), metrics=None, notes={})  # Orbax would skip it, below 99
+        assert_same(restored(checkpoints)[0], items_of(1))
+        checkpoints.save(2, items_of(2), metrics=None, notes={})  # Orbax would skip it, below 99
         checkpoints.wait()
         assert checkpoints.steps() == [1, 2]
 
@@ -151,7 +170,7 @@ def test_a_stray_folder_does_not_become_the_latest_step(tmp_path):
 def test_a_checkpoint_of_another_model_is_refused_with_both_sides(tmp_path):
     fill(tmp_path, scores(0.5))
     with open_checkpoints(tmp_path) as checkpoints, pytest.raises(UserError) as error:
-        checkpoints.restore_latest(make_state(0, width=8))
+        restored(checkpoints, items_of(0, width=8))
     assert "batch_stats.bn1.mean: expected ((8,), dtype('float32')), found ((4,), dtype('float32'))" in str(error.value)
 
 

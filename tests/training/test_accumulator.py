@@ -3,10 +3,10 @@ from concurrent.futures import Future
 import numpy as np
 import pytest
 
-from resnet_jax import window
-from resnet_jax.window import TrainingWindow
+from resnet_jax.training import accumulator
+from resnet_jax.training.accumulator import StepTimer
 
-SUMS = ("loss", "correct", "correct5", "count", "damaged", "grad_norm", "param_norm")
+SUMS = ("loss", "correct", "correct5", "count", "corrupt", "grad_norm", "param_norm")
 
 
 @pytest.mark.parametrize(
@@ -16,8 +16,8 @@ SUMS = ("loss", "correct", "correct5", "count", "damaged", "grad_norm", "param_n
 )
 def test_the_device_waits_from_when_it_is_done_with_what_it_had(monkeypatch, device_done_at, share):
     now = [10.0]
-    monkeypatch.setattr(window.time, "perf_counter", lambda: now[0])
-    measured = TrainingWindow()
+    monkeypatch.setattr(accumulator.time, "perf_counter", lambda: now[0])
+    measured = StepTimer(lambda step, sums: None)
     sums = {name: np.ones(1) for name in SUMS}
     measured.add(1, sums)
     measured._done = Future()
@@ -26,4 +26,4 @@ def test_the_device_waits_from_when_it_is_done_with_what_it_had(monkeypatch, dev
     with measured.waiting_for_input():
         now[0] = 14.0
     now[0] = 20.0
-    assert measured.close()["input_wait"] == pytest.approx(share)
+    assert measured.lap(1)["input_wait"] == pytest.approx(share)

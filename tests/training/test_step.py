@@ -1,3 +1,4 @@
+import chex
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -6,7 +7,7 @@ import optax
 import pytest
 
 from resnet_jax import UserError, create_model
-from resnet_jax.step import create_state, make_eval_step, make_train_step
+from resnet_jax.training.step import create_state, make_eval_step, make_train_step
 from tests import tiny  # noqa: F401  (registers the tiny net)
 
 KEY = jax.random.key(0)
@@ -24,13 +25,13 @@ class Linear(nn.Module):
 
 
 def start(model, optimizer, with_ema=False):
-    return create_state(model, optimizer, KEY, IMAGES[:1], with_ema)
+    return create_state(model, optimizer, KEY, KEY, IMAGES[:1], with_ema)
 
 
 def test_a_step_is_gradient_descent_on_the_mean_cross_entropy():
     optimizer = optax.sgd(0.5)
     state = start(Linear(), optimizer)
-    new, sums = jax.jit(make_train_step(Linear(), optimizer))(state, BATCH, KEY)
+    new, sums = jax.jit(make_train_step(Linear(), optimizer))(state, BATCH)
     x, weights = np.asarray(IMAGES).reshape(16, -1), state.params["fc"]
     probabilities = jax.nn.softmax(x @ weights["kernel"] + weights["bias"][None])
     gradient = x.T @ np.asarray(probabilities - TARGETS) / 16  # of softmax regression
@@ -48,7 +49,7 @@ def test_label_smoothing_spreads_its_share_over_all_classes():
     losses = {}
     for name, smoothing, targets in (("smooth", 0.1, TARGETS), ("by hand", 0.0, 0.9 * TARGETS + 0.01)):
         step = make_train_step(Linear(), optimizer, label_smoothing=smoothing)
-        _, sums = step(state, {"image": IMAGES, "target": targets}, KEY)
+        _, sums = step(state, {"image": IMAGES, "target": targets})
         losses[name] = float(sums["loss"])
     assert losses["smooth"] == pytest.approx(losses["by hand"], rel=1e-6)
 
@@ -59,7 +60,7 @@ def test_binary_cross_entropy_is_the_mean_over_classes_of_logistic_regressions(t
     state = start(Linear(), optimizer)
     mixed = 0.54 * TARGETS + 0.25 * TARGETS[::-1] + 0.21 * jnp.roll(TARGETS, 3, axis=0)
     step = make_train_step(Linear(), optimizer, loss="bce", label_smoothing=0.1, bce_threshold=threshold)
-    new, sums = jax.jit(step)(state, {"image": IMAGES, "target": mixed}, KEY)
+    new, sums = jax.jit(step)(state, {"image": IMAGES, "target": mixed})
     targets = 0.9 * np.asarray(mixed) + 0.1 / 10
     if threshold is not None:
         targets = np.where(targets > 0.2, 1, 0)
@@ -82,8 +83,8 @@ def test_a_threshold_without_the_loss_that_it_is_for_is_refused():
 def test_gradient_accumulation_makes_the_update_of_the_whole_batch(microbatches):
     optimizer = optax.sgd(0.5, momentum=0.9)
     state = start(Linear(), optimizer)
-    whole, whole_sums = make_train_step(Linear(), optimizer)(state, BATCH, KEY)
-    parts, parts_sums = make_train_step(Linear(), optimizer, microbatches=microbatches)(state, BATCH, KEY)
+    whole, whole_sums = make_train_step(Linear(), optimizer)(state, BATCH)
+    parts, parts_sums = make_train_step(Linear(), optimizer, grad_accum_steps=microbatches)(state, BATCH)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), parts.params, whole.params)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), parts_sums, whole_sums)
 
@@ -93,8 +94,8 @@ def test_batch_statistics_of_microbatches_follow_one_another():
     state = start(model, optimizer)
     expected = state
     for part in (slice(0, 8), slice(8, 16)):
-        expected, _ = make_train_step(model, optimizer)(expected, jax.tree.map(lambda x: x[part], BATCH), KEY)  # noqa: B023
-    parts, _ = make_train_step(model, optimizer, microbatches=2)(state, BATCH, KEY)
+        expected, _ = make_train_step(model, optimizer)(expected, jax.tree.map(lambda x: x[part], BATCH))  # noqa: B023
+    parts, _ = make_train_step(model, optimizer, grad_accum_steps=2)(state, BATCH)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), parts.batch_stats, expected.batch_stats)
 
 
@@ -104,7 +105,7 @@ def test_the_moving_average_follows_its_formula():
     state = start(model, optimizer, with_ema=True)
     expected = state.ema
     for t in range(4):
-        state, _ = step(state, BATCH, KEY)
+        state, _ = step(state, BATCH)
         decay = min(0.3, (1 + t) / (10 + t))
         now = {"params": state.params, "batch_stats": state.batch_stats}
         expected = jax.tree.map(lambda old, new: decay * old + (1 - decay) * new, expected, now)  # noqa: B023
@@ -114,7 +115,7 @@ def test_the_moving_average_follows_its_formula():
 def test_training_updates_running_statistics_with_flax_momentum():
     model, optimizer = create_model("tiny", num_classes=10), optax.sgd(0.0)
     state = start(model, optimizer)
-    new, _ = make_train_step(model, optimizer)(state, BATCH, KEY)
+    new, _ = make_train_step(model, optimizer)(state, BATCH)
     conv = jax.lax.conv_general_dilated(
         IMAGES, state.params["conv1"]["kernel"], (1, 1), ((1, 1), (1, 1)), dimension_numbers=("NHWC", "HWIO", "NHWC")
     )
@@ -135,8 +136,8 @@ class Dropout(nn.Module):
 def test_dropout_follows_the_key(microbatches):
     optimizer = optax.sgd(1.0)
     state = start(Dropout(), optimizer)
-    step = jax.jit(make_train_step(Dropout(), optimizer, microbatches=microbatches))
-    same, again, other = (step(state, BATCH, jax.random.key(seed))[0].params["scale"] for seed in (1, 1, 2))
+    step = jax.jit(make_train_step(Dropout(), optimizer, grad_accum_steps=microbatches))
+    same, again, other = (step(state.replace(key=jax.random.key(seed)), BATCH)[0].params["scale"] for seed in (1, 1, 2))
     np.testing.assert_array_equal(same, again)
     assert not np.array_equal(same, other)
 
@@ -145,10 +146,22 @@ def test_evaluation_uses_running_statistics_so_that_examples_do_not_touch_each_o
     model = create_model("tiny", num_classes=10)
     variables = model.init(KEY, IMAGES, train=False)
     step = make_eval_step(model)
-    whole = step(variables, {**BATCH, "mask": jnp.ones(16, bool)})
+    labels = jnp.arange(16) % 10
+    whole = step(variables, {"image": IMAGES, "label": labels, "mask": jnp.ones(16, bool)})
     ones = [
-        step(variables, {"image": IMAGES[i : i + 1], "target": TARGETS[i : i + 1], "mask": jnp.ones(1, bool)})
+        step(variables, {"image": IMAGES[i : i + 1], "label": labels[i : i + 1], "mask": jnp.ones(1, bool)})
         for i in range(16)
     ]
-    total = jax.tree.map(lambda *parts: sum(parts), *ones)
+    total = jax.tree.map(lambda *parts: jnp.concatenate(parts), *ones)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), total, whole)
+
+
+def test_a_step_is_traced_once_however_often_it_is_called():
+    model, optimizer = create_model("tiny", num_classes=10), optax.sgd(0.5)
+    chex.clear_trace_counter()
+    step = jax.jit(chex.assert_max_traces(make_train_step(model, optimizer), n=1))
+    state = start(model, optimizer)
+    for _ in range(3):
+        state, sums = step(state, BATCH)
+    chex.assert_shape(list(sums.values()), ())
+    chex.assert_trees_all_equal_shapes_and_dtypes(state.params, start(model, optimizer).params)

@@ -11,23 +11,23 @@ from PIL import Image
 import resnet_jax
 from resnet_jax import UserError, evaluate, loop
 from resnet_jax.data import crops
-from resnet_jax.predict import _mean_over_views, predict
-from resnet_jax.predictions import Predictions, compare, judge, read_predictions
-from tests.test_stream import folder, photo_config  # noqa: F401  (a fixture)
+from resnet_jax.evaluation.runs import _mean_over_views, predict
+from resnet_jax.evaluation.predictions import Predictions, compare, judge, read_predictions
+from tests.test_stream_runs import folder, photo_config  # noqa: F401  (a fixture)
 from tests.tiny import tiny_config
 
 
 @pytest.fixture(scope="module")
 def photos_run(folder, tmp_path_factory):  # noqa: F811
     workdir = tmp_path_factory.mktemp("run")
-    return workdir, loop.train(photo_config(folder, eval__crop_fraction=0.8), workdir)
+    return workdir, train(photo_config(folder, eval__crop_fraction=0.8), workdir)
 
 
 @pytest.fixture(scope="module")
 def digits_runs(tmp_path_factory):
     root = tmp_path_factory.mktemp("runs")
     for seed in (0, 1):
-        loop.train(tiny_config(seed=seed, train__steps=60), root / str(seed))
+        train(tiny_config(seed=seed, train__steps=60), root / str(seed))
     return root
 
 
@@ -91,12 +91,12 @@ def test_small_images_have_one_view(digits_runs):
         predict(str(digits_runs / "0"), view="ten_crop")
 
 
-def test_a_damaged_image_is_a_wrong_answer_with_its_name(photos_run, folder, tmp_path):  # noqa: F811
+def test_a_corrupt_image_is_a_wrong_answer_with_its_name(photos_run, folder, tmp_path):  # noqa: F811
     other = tmp_path / "other"
-    for name, data in (("a", b"damaged"), ("b", next((folder / "val" / "china").iterdir()).read_bytes())):
+    for name, data in (("a", b"corrupt"), ("b", next((folder / "val" / "china").iterdir()).read_bytes())):
         (other / "china").mkdir(parents=True, exist_ok=True)
         (other / "china" / f"{name}.jpg").write_bytes(data)
-    with pytest.raises(UserError, match="data.max_damaged"), pytest.warns(UserWarning, match="a.jpg cannot be decoded"):
+    with pytest.raises(UserError, match="data.max_corrupt"), pytest.warns(UserWarning, match="a.jpg cannot be decoded"):
         predict(str(photos_run[0]), data=str(other))
 
 

@@ -2,21 +2,21 @@ import jax
 import numpy as np
 import pytest
 
-from resnet_jax.build import Run
-from resnet_jax.metrics import means
-from tests.tiny import tiny_config
+from resnet_jax.training.metrics import scores
+from tests.tiny import build, tiny_config
 
 STEPS = 20
 
 
 def train(steps=STEPS, **overrides):
     """Losses of each step, and the final state."""
-    run = Run(tiny_config(train__steps=steps, train__batch_size=64, augment__crop=1, augment__mixup=0.2, **overrides))
-    state, losses = run.initial_state(), []
+    settings = {"train__steps": steps, "train__batch_size": 64, "augment__pad_crop": 1, "augment__mixup": 0.2}
+    _, program, state = build(tiny_config(**settings, **overrides))
+    losses = []
     for step in range(steps):
-        state, sums = run.train_steps(1)(state, run.feed(step))
+        state, sums = program.train_steps(1)(state, program.inputs(step))
         losses.append(float(sums["loss"][0]) / float(sums["count"][0]))
-    return np.array(losses), state, run
+    return np.array(losses), state, program
 
 
 @pytest.fixture(scope="module")
@@ -45,8 +45,9 @@ def test_shard_map_and_pmap_give_equal_results():
 def test_runs_that_differ_in_seed_and_rate_share_one_program():
     programs = set()
     for own in ({"seed": 0}, {"seed": 1}, {"optim__lr": 0.3}):
-        run = Run(tiny_config(augment__mixup=0.2, optim__schedule="step", optim__warmup_steps=3, **own))
-        programs.add(run.train_steps(1).lower(run.state_shapes, run.feed(0)).as_text())
+        config = tiny_config(augment__mixup=0.2, optim__schedule="step", optim__warmup_steps=3, **own)
+        _, program, state = build(config)
+        programs.add(program.train_steps(1).lower(state, program.inputs(0)).as_text())
     assert len(programs) == 1
 
 
@@ -68,7 +69,7 @@ def test_groups_of_all_devices_are_global_and_groups_of_one_are_local():
 @pytest.mark.parametrize("scope", ["local", "global"])
 def test_weights_and_running_statistics_agree_on_all_devices(scope):
     _, state, _ = train(3, parallel__devices=4, norm__scope=scope)
-    for leaf in jax.tree.leaves(state):
+    for leaf in jax.tree.leaves(state.replace(key=jax.random.key_data(state.key))):
         copies = [np.asarray(shard.data) for shard in leaf.addressable_shards]
         assert len(copies) == 4
         for copy in copies[1:]:
@@ -79,17 +80,19 @@ def test_evaluation_does_not_depend_on_devices_or_batch_size(one_device):
     variables = jax.device_get(one_device[1].variables)
     reference = one_device[2].evaluate(one_device[1].variables, "test")
     for devices, batch_size in ((1, 7), (4, 1000), (4, 90), (3, 360)):
-        run = Run(tiny_config(parallel__devices=devices, eval__batch_size=batch_size, train__batch_size=60))
-        sums = run.evaluate(run.parallel.replicate(variables), "test")
-        assert sums["count"] == 360
-        np.testing.assert_array_equal(sums["class_correct"], reference["class_correct"])
-        assert means(sums)["loss"] == pytest.approx(means(reference)["loss"], rel=1e-5)
+        config = tiny_config(parallel__devices=devices, eval__batch_size=batch_size, train__batch_size=60)
+        _, program, _ = build(config)
+        rows = program.evaluate(program.parallel.replicate(variables), "test")
+        assert len(rows["loss"]) == 360
+        np.testing.assert_array_equal(rows["prediction"], reference["prediction"])
+        assert scores(rows)["loss"] == pytest.approx(scores(reference)["loss"], rel=1e-5)
 
 
 def test_several_steps_in_one_program_equal_single_steps(one_device):
-    run = Run(tiny_config(train__steps_per_dispatch=4, train__steps=STEPS, augment__crop=1, augment__mixup=0.2))
-    state, losses = run.initial_state(), []
+    settings = {"augment__pad_crop": 1, "augment__mixup": 0.2}
+    _, program, state = build(tiny_config(train__steps_per_call=4, train__steps=STEPS, **settings))
+    losses = []
     for step in range(0, STEPS, 4):
-        state, sums = run.train_steps(4)(state, run.feed(step))
+        state, sums = program.train_steps(4)(state, program.inputs(step))
         losses += (np.asarray(sums["loss"]) / np.asarray(sums["count"])).tolist()
     np.testing.assert_allclose(losses, one_device[0], rtol=1e-4)

@@ -12,14 +12,14 @@ import numpy as np
 import pytest
 import simplejpeg
 
-from resnet_jax import UserError, loop
-from resnet_jax.logs import read_metrics
-from resnet_jax.parallel import join_processes
-from tests.test_loop import last_state
+from resnet_jax import UserError
+from resnet_jax.training.logs import read_metrics
+from resnet_jax.training.parallel import join_processes
+from tests.runs import last_state
 from tests.tiny import tiny_config
 
-ROOT = pathlib.Path(__file__).parent.parent
-SETTINGS = {"parallel__devices": None, "norm__scope": "global", "train__steps": 25, "augment__crop": 1}
+ROOT = pathlib.Path(__file__).parent.parent.parent
+SETTINGS = {"parallel__devices": None, "norm__scope": "global", "train__steps": 25, "augment__pad_crop": 1}
 STREAMED = {
     **SETTINGS,
     "data__name": "synthetic:90:5",
@@ -37,32 +37,32 @@ STREAMED = {
     "log__every_steps": 2,
 }
 RUNS = {"device": SETTINGS, "stream": STREAMED}
-DAMAGED = {**STREAMED, "data__name": "folder", "data__validation_size": 0, "augment__repeats": 1}
+CORRUPT = {**STREAMED, "data__name": "folder", "data__validation_size": 0, "augment__repeats": 1}
 PROCESS = """
 import sys, jax
 workdir, port, index = sys.argv[1], sys.argv[2], int(sys.argv[3])
 address = f"127.0.0.1:{port}"
 jax.distributed.initialize(address, num_processes=2, process_id=index, coordinator_bind_address=address)
 import resnet_jax
-from resnet_jax import loop
+from resnet_jax import train
 from tests.tiny import tiny_config
 """
 TRAIN = f"""
 for name, settings in {RUNS}.items():
-    loop.train(tiny_config(**settings, parallel__distributed=True), workdir + "/" + name)
+    train(tiny_config(**settings, parallel__distributed=True), workdir + "/" + name)
 try:
-    config = tiny_config(**{DAMAGED}, data__data_dir=workdir + "/photos", parallel__distributed=True)
-    loop.train(config, workdir + "/stopped")
+    config = tiny_config(**{CORRUPT}, data__data_dir=workdir + "/photos", parallel__distributed=True)
+    train(config, workdir + "/stopped")
 except resnet_jax.UserError as error:
     print("stopped:", error)
 """
 STUDY = f"""
 config = tiny_config(**{SETTINGS}, parallel__distributed=True)
 from rich.console import Console
-from resnet_jax.ablate import run_study
-from resnet_jax.study import grid, make_study
+from resnet_jax.studies.run import run_study
+from resnet_jax.studies import grid, make_study
 study = make_study("A study", config, grid({{"optim.lr": (0.1, 1e30)}}), seeds=(1,))
-study.runs_at_once = 2
+study.replicas = 2
 failed = run_study(study, workdir, Console(quiet=index > 0))
 assert len(failed) == 1, failed
 """
@@ -96,12 +96,12 @@ def run_two_processes(code, workdir):
 
 @pytest.fixture(scope="module")
 def trained_by_two_processes(tmp_path_factory):
-    """A folder with both RUNS, and what the processes printed of them and of a run with DAMAGED data."""
+    """A folder with both RUNS, and what the processes printed of them and of a run with CORRUPT data."""
     folder = tmp_path_factory.mktemp("two")
     for path in (folder / "photos" / split / "a" / f"{i}.jpg" for split in ("train", "test") for i in range(30)):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(simplejpeg.encode_jpeg(np.full((8, 8, 3), 100, np.uint8)))
-    (folder / "photos" / "train" / "a" / "7.jpg").write_bytes(b"damaged")
+    (folder / "photos" / "train" / "a" / "7.jpg").write_bytes(b"corrupt")
     return folder, run_two_processes(TRAIN, folder)
 
 
@@ -112,9 +112,9 @@ def test_one_of_two_processes_prints(trained_by_two_processes):
 
 
 @pytest.mark.slow
-def test_a_damaged_image_that_one_process_reads_stops_both(trained_by_two_processes):
+def test_a_corrupt_image_that_one_process_reads_stops_both(trained_by_two_processes):
     _, outputs = trained_by_two_processes
-    assert all("stopped: data.max_damaged: expected at most 0.10%" in output for output in outputs)
+    assert all("stopped: data.max_corrupt: expected at most 0.10%" in output for output in outputs)
     assert ["7.jpg cannot be decoded" in output for output in outputs].count(True) == 1
 
 
@@ -122,7 +122,7 @@ def test_a_damaged_image_that_one_process_reads_stops_both(trained_by_two_proces
 @pytest.mark.parametrize("loader", RUNS)
 def test_two_processes_with_two_devices_train_as_one_with_four(trained_by_two_processes, loader, tmp_path):
     two, one = trained_by_two_processes[0] / loader, tmp_path
-    loop.train(tiny_config(**RUNS[loader]), one)
+    train(tiny_config(**RUNS[loader]), one)
     lines = [
         [(line["split"], line["step"], line["loss"], line["accuracy"]) for line in read_metrics(path / "metrics.jsonl")]
         for path in (two, one)
@@ -141,7 +141,7 @@ def test_a_study_on_two_processes_has_one_result_for_each_run(tmp_path):
     found = [json.loads(line) for line in (tmp_path / "study" / "results.jsonl").read_text().splitlines()]
     assert [(line["name"], line["seed"]) for line in found] == [("optim.lr=0.1", 1)]
     assert [path.parts[-3] for path in (tmp_path / "study").rglob("error.txt")] == ["optim.lr=1e+30"]
-    result = loop.train(tiny_config(**SETTINGS, seed=1), tmp_path / "one")
+    result = train(tiny_config(**SETTINGS, seed=1), tmp_path / "one")
     assert found[0]["last"]["test"] == pytest.approx(result["last"]["test"], rel=1e-3)
 
 

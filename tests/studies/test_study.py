@@ -5,12 +5,12 @@ import pytest
 
 from configs import default
 from resnet_jax import UserError
-from resnet_jax.command import parse_command
-from resnet_jax.study import cell, check_study, collect, grid, make_study, run_config, run_folder
-from resnet_jax.validate import check_config
+from resnet_jax.config.flags import parse_command
+from resnet_jax.studies.study import cell, check_study, collect, grid, make_study, run_config, run_folder
+from resnet_jax.config.checks import check_config
 from tests.tiny import tiny_config
 
-ROOT = pathlib.Path(__file__).parent.parent
+ROOT = pathlib.Path(__file__).parent.parent.parent
 STUDIES = sorted((ROOT / "configs" / "ablations").glob("*.py"))
 
 
@@ -91,13 +91,13 @@ def test_a_study_that_cannot_run_is_refused(cells, settings, message):
 
 def test_keys_of_the_experiment_can_be_given_on_the_command_line():
     path = ROOT / "configs" / "ablations" / "digits.py"
-    config = read(path, "--config.experiment.optim.lr=0.05", "--config.seeds=(4,5)", "--config.runs_at_once=2")
-    assert (config.experiment.optim.lr, config.seeds, config.runs_at_once) == (0.05, (4, 5), 2)
+    config = read(path, "--config.experiment.optim.lr=0.05", "--config.seeds=(4,5)", "--config.replicas=2")
+    assert (config.experiment.optim.lr, config.seeds, config.replicas) == (0.05, (4, 5), 2)
     with pytest.raises(UserError, match="config.experiment.optim.lrr: there is no such key; did you mean 'lr'"):
         read(path, "--config.experiment.optim.lrr=0.05")
 
 
-def test_collecting_finds_finished_half_run_damaged_failed_and_missing_runs(tmp_path):
+def test_collecting_finds_finished_half_run_corrupt_failed_and_missing_runs(tmp_path):
     given = study([cell("a b", {}), cell("c", {})], seeds=(0, 1, 2))
     assert [run.folder.relative_to(tmp_path).as_posix() for run in collect(given, tmp_path)] == [
         f"cells/{name}/seed{seed}" for name in ("a-b", "c") for seed in (0, 1, 2)
@@ -127,4 +127,4 @@ def test_collecting_finds_finished_half_run_damaged_failed_and_missing_runs(tmp_
 
 def test_default_values_of_a_study_do_not_change_the_default_experiment():
     check_config(default.get_config())
-    assert not any(default.get_config().measure.values())
+    assert not any(default.get_config().diagnostics.values())

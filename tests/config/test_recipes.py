@@ -10,10 +10,10 @@ import train
 from resnet_jax import loop
 from resnet_jax.build import Run
 from resnet_jax.data.archives import ARCHIVES
-from resnet_jax.logs import read_metrics
+from resnet_jax.training.logs import read_metrics
 from tests import tiny  # noqa: F401  puts the net into the registry
 
-ROOT = pathlib.Path(__file__).parent.parent
+ROOT = pathlib.Path(__file__).parent.parent.parent
 PUBLISHED = json.loads((ROOT / "resnet_jax" / "published.json").read_text())
 IMAGENET = (
     "imagenet_resnet50 imagenet_he2015 imagenet_torchvision_v2 imagenet_a1 imagenet_a2 imagenet_a3 imagenet_fast "
@@ -58,7 +58,7 @@ def shrunk(config):
     config.train.epochs, config.train.steps = None, 2
     config.optim.warmup_epochs = 0.25 if config.optim.warmup_epochs else 0.0
     config.optim.milestones = (0.5,)
-    config.optim.peak_at = 0.5
+    config.optim.peak_fraction = 0.5
     config.eval.batch_size = 8
     config.eval.image_size = 32
     config.log.every_steps = 1
@@ -68,7 +68,7 @@ def shrunk(config):
 @pytest.mark.parametrize("name", [*IMAGENET, "imagenette", "folder", STUDIES[0]])
 def test_every_recipe_trains(tmp_path, name):
     config = shrunk(recipe(name))
-    result = loop.train(config, tmp_path)
+    result = train(config, tmp_path)
     lines = [line for line in read_metrics(tmp_path / "metrics.jsonl") if line["split"] == "train"]
     assert [line["step"] for line in lines] == [1, 2]
     assert np.isfinite([line["loss"] for line in lines]).all()
@@ -229,7 +229,7 @@ def test_weight_decay_spares_what_the_source_spares():
     import jax
 
     from resnet_jax.models import create_model
-    from resnet_jax.optim import path_mask
+    from resnet_jax.training.optim import path_mask
 
     model = create_model("resnet50", num_classes=1000)
     images = jax.ShapeDtypeStruct((1, 64, 64, 3), np.float32)

@@ -13,19 +13,19 @@ from rich.console import Console
 from resnet_jax import UserError, ablate
 from resnet_jax.errors import InterruptedRun
 from resnet_jax.session import Session
-from resnet_jax.study import cell, collect, grid, make_study
+from resnet_jax.studies.study import cell, collect, grid, make_study
 from resnet_jax.workdir import claim_workdir
 from tests.tiny import tiny_config
 
-ROOT = pathlib.Path(__file__).parent.parent
+ROOT = pathlib.Path(__file__).parent.parent.parent
 QUIET = Console(quiet=True)
 
 FILE = """
-from resnet_jax.study import cell, make_study
+from resnet_jax.studies.study import cell, make_study
 from tests.tiny import tiny_config
 
 def get_config():
-    experiment = tiny_config(train__steps=120, eval__every_epochs=1.0, eval__test_curve=True, measure__layers=True)
+    experiment = tiny_config(train__steps=120, eval__every_epochs=1.0, eval__test_curve=True, diagnostics__layers=True)
     cells = [cell("residual", {}, "residual"), cell("plain", {"model.shortcut": "none"}, "plain")]
     return make_study("Tiny nets", experiment, cells, seeds=(0, 1))
 """
@@ -66,17 +66,17 @@ def test_a_study_has_one_result_for_each_cell_and_seed_and_runs_none_twice(tmp_p
 
 
 @pytest.mark.slow
-def test_a_damaged_run_does_not_stop_the_rest_and_loses_nothing(tmp_path):
+def test_a_corrupt_run_does_not_stop_the_rest_and_loses_nothing(tmp_path):
     study = tiny_study(grid({"model.shortcut": ("none", "A")}))
     ablate.run_study(study, tmp_path, QUIET)
     found = lines(tmp_path)
-    damaged = tmp_path / "cells" / "model.shortcut=none" / "seed0" / "result.json"
-    text = damaged.read_text()
-    damaged.write_text(text[:50])
+    corrupt = tmp_path / "cells" / "model.shortcut=none" / "seed0" / "result.json"
+    text = corrupt.read_text()
+    corrupt.write_text(text[:50])
     assert [run.cell["name"] for run in ablate.run_study(study, tmp_path, QUIET)] == ["model.shortcut=none"]
     assert lines(tmp_path) == found[1:]
-    assert "cannot be read" in (damaged.parent / "error.txt").read_text()
-    damaged.write_text(text)
+    assert "cannot be read" in (corrupt.parent / "error.txt").read_text()
+    corrupt.write_text(text)
     assert ablate.run_study(study, tmp_path, QUIET) == []
     assert lines(tmp_path) == found
 
@@ -173,7 +173,7 @@ def test_the_workdir_of_another_study_or_of_a_run_is_refused(tmp_path):
 def test_several_seeds_at_once_give_the_results_of_each_alone(tmp_path, capsys):
     study = tiny_study([cell("a", {}), cell("b", {"optim.lr": 0.2})])
     ablate.run_study(study, tmp_path / "alone", QUIET)
-    study.runs_at_once = 2
+    study.replicas = 2
     ablate.run_study(study, tmp_path / "together", Console())
     assert "2 runs at once: " in capsys.readouterr().out  # and how much faster that is
     for alone, together in zip(lines(tmp_path / "alone"), lines(tmp_path / "together"), strict=True):

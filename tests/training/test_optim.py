@@ -5,7 +5,7 @@ import optax
 import pytest
 
 from resnet_jax import UserError
-from resnet_jax.optim import OPTIMIZERS, SCHEDULES, make_optimizer, make_schedule, path_mask
+from resnet_jax.training.optim import OPTIMIZERS, SCHEDULES, make_optimizer, make_schedule, path_mask
 
 PARAMS = {
     "conv1": {"kernel": jax.random.normal(jax.random.key(0), (3, 3, 4, 8))},
@@ -22,7 +22,7 @@ def rates(name, steps, at, **settings):
 
 def updates(name, count=1, lr=0.1, **settings):
     """Parameters after `count` updates with the same gradients."""
-    optimizer = make_optimizer(name, optax.constant_schedule(lr), **settings)
+    optimizer = make_optimizer(name, lr, optax.constant_schedule, **settings)
     params, state = PARAMS, optimizer.init(PARAMS)
     for _ in range(count):
         change, state = optimizer.update(GRADS, state, params)
@@ -54,7 +54,7 @@ def test_linear_polynomial_triangular_and_constant_equal_their_formulas():
     np.testing.assert_allclose(rates("linear", 100, at, end=0.02), 0.1 - 0.08 * at / 100, rtol=1e-5)
     np.testing.assert_allclose(rates("polynomial", 100, at, power=2.0), 0.1 * (1 - at / 100) ** 2, atol=1e-7)
     triangle = np.where(at < 20, 0.1 * at / 20, 0.1 * (100 - at) / 80)
-    np.testing.assert_allclose(rates("triangular", 100, at, peak_at=0.2), triangle, atol=1e-7)
+    np.testing.assert_allclose(rates("triangular", 100, at, peak_fraction=0.2), triangle, atol=1e-7)
     np.testing.assert_allclose(rates("constant", 100, at), 0.1)
 
 
@@ -135,7 +135,7 @@ def test_muon_orthogonalises_convolutions_as_matrices_from_inputs_to_outputs():
 def test_every_optimizer_goes_downhill(name):
     target = jax.tree.map(lambda p: p + 1, PARAMS)
     loss = lambda p: optax.tree.norm(optax.tree.sub(p, target), squared=True)  # noqa: E731
-    optimizer = make_optimizer(name, optax.constant_schedule(0.02))
+    optimizer = make_optimizer(name, 0.02, optax.constant_schedule)
     params, state = PARAMS, optimizer.init(PARAMS)
     for _ in range(20):
         change, state = optimizer.update(jax.grad(loss)(params), state, params)
@@ -149,3 +149,14 @@ def test_clipping_bounds_the_global_norm():
     assert float(optax.tree.norm(change)) == pytest.approx(0.5, rel=1e-4)
     scale = 0.5 / float(optax.tree.norm(GRADS))
     np.testing.assert_allclose(change["conv1"]["kernel"], scale * GRADS["conv1"]["kernel"], atol=1e-5)
+
+
+def test_the_peak_rate_is_kept_in_the_state_and_not_in_the_program():
+    optimizers = [make_optimizer("sgd", lr, lambda peak: optax.linear_schedule(peak, 0.0, 10)) for lr in (0.1, 0.3)]
+    state = optimizers[1].init(PARAMS)
+    assert float(state.hyperparams["peak_lr"]) == pytest.approx(0.3)
+    change, _ = optimizers[0].update(GRADS, state, PARAMS)  # the program of the other rate
+    expected, _ = optimizers[1].update(GRADS, state, PARAMS)
+    jax.tree.map(np.testing.assert_array_equal, change, expected)
+    other, _ = optimizers[0].update(GRADS, optimizers[0].init(PARAMS), PARAMS)
+    np.testing.assert_allclose(change["fc"]["bias"], 3 * other["fc"]["bias"], rtol=1e-6)

@@ -87,9 +87,9 @@ def test_other_frameworks_are_imported_nowhere_but_where_data_are_prepared(packa
 def test_only_parallel_names_the_device_axis_and_only_plots_imports_matplotlib():
     for module, path in FILES.items():
         text = path.read_text()
-        if module != "resnet_jax.parallel":
+        if module != "resnet_jax.training.parallel":
             assert not any(word in text for word in ("pmean", "psum", "axis_index(", "shard_map(")), module
-        if module != "resnet_jax.plots":
+        if module != "resnet_jax.studies.plots":
             assert not any(name.startswith("matplotlib") for name, _ in imports(path)), module
 
 

@@ -9,11 +9,11 @@ import train
 from configs import default
 from resnet_jax import UserError
 from resnet_jax.build import Run
-from resnet_jax.data.facts import DATASETS
-from resnet_jax.validate import check_config, check_devices
+from resnet_jax.data.info import DATASETS
+from resnet_jax.config.checks import check_config, check_devices
 from tests.tiny import tiny_config
 
-ROOT = pathlib.Path(__file__).parent.parent
+ROOT = pathlib.Path(__file__).parent.parent.parent
 EXPERIMENTS = sorted(path for path in (ROOT / "configs").glob("*.py"))
 
 
@@ -81,7 +81,7 @@ def test_the_papers_cifar_recipe_is_to_the_letter(cifar_without_its_images, net,
         ".*",
     )
     assert (config.optim.name, config.optim.momentum, config.optim.nesterov) == ("sgd", 0.9, False)
-    assert (config.train.batch_size, config.augment.crop, config.augment.flip) == (128, 4, True)
+    assert (config.train.batch_size, config.augment.pad_crop, config.augment.flip) == (128, 4, True)
 
 
 def test_overrides_reach_the_config_and_the_workdir_is_taken():
@@ -160,7 +160,7 @@ def test_a_mistake_in_an_experiment_file_is_refused(tmp_path, line, message):
         ({"optim__lr": float("inf")}, "optim.lr: expected a finite number"),
         ({"optim__momentum": 1.0}, "optim.momentum: expected a finite number, at least 0 and less than 1, found 1.0"),
         ({"optim__milestones": (0.5, 2.0)}, "optim.milestones: expected fractions"),
-        ({"optim__warmup_steps": 30}, "a warm-up shorter than the run of 30 steps, found 30"),
+        ({"optim__warmup_steps": 30}, "a warmup shorter than the run of 30 steps, found 30"),
         ({"optim__warmup_epochs": 1.0, "optim__warmup_steps": 1}, "expected at most one of them"),
         ({"optim__warmup_steps": 2, "optim__schedule": "triangular"}, "triangular"),
         ({"optim__warmup_steps": 20, "optim__schedule": "step"}, "optim.milestones: expected the first after the warm"),
@@ -179,7 +179,7 @@ def test_a_mistake_in_an_experiment_file_is_refused(tmp_path, line, message):
         ),
         ({"train__epochs": 1.0}, "train.epochs, train.steps: expected one of them, found 1.0 and 30"),
         ({"train__steps": None}, "train.epochs, train.steps: expected one of them, found None and None"),
-        ({"train__microbatches": 3}, "train.microbatches: expected a divisor of 64"),
+        ({"train__grad_accum_steps": 3}, "train.grad_accum_steps: expected a divisor of 64"),
         ({"train__batch_size": 63, "augment__mixup": 0.2}, "expected an even number of images per device, found 63"),
         ({"parallel__devices": 99}, "parallel.devices: expected at most the 4"),
         (
@@ -188,7 +188,7 @@ def test_a_mistake_in_an_experiment_file_is_refused(tmp_path, line, message):
         ),
         ({"checkpoint__best_metric": "f1"}, "checkpoint.best_metric"),
         ({"checkpoint__best_metric": "ema_accuracy"}, "needs train.ema_decay above 0"),
-        ({"precision": "float16"}, "precision"),
+        ({"dtype": "float16"}, "dtype"),
     ],
 )
 def test_a_config_that_cannot_run_is_refused_with_the_field_before_anything_compiles(overrides, message, monkeypatch):
@@ -198,7 +198,7 @@ def test_a_config_that_cannot_run_is_refused_with_the_field_before_anything_comp
 
 
 def test_every_number_in_the_config_is_checked():
-    from resnet_jax.validate import _CHOICES, _RANGES
+    from resnet_jax.config.checks import _CHOICES, _RANGES
 
     checked = {field for _, fields in _RANGES.values() for field in fields.split()} | _CHOICES.keys()
     elsewhere = (

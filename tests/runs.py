@@ -1,0 +1,62 @@
+"""Helpers for tests of whole runs."""
+
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+
+import jax
+import numpy as np
+
+from resnet_jax.checkpoint import Checkpoints, read_step
+from resnet_jax.training.accumulator import StepTimer
+from resnet_jax.training.logs import read_metrics
+
+ROOT = pathlib.Path(__file__).parent.parent
+# The rate rises until it spoils what was learnt, so that the best weights are not the last.
+RATE = {"optim__schedule": "linear", "optim__lr": 0.3, "optim__end_lr": 3.0, "optim__clip_norm": 1.0}
+SETTINGS = {"train__ema_decay": 0.9, "augment__pad_crop": 1, "train__steps": 60, **RATE}
+EVERY_STEPS = ("loss", "accuracy", "top5", "learning_rate")
+
+
+def logged(workdir, names=EVERY_STEPS):
+    lines = read_metrics(workdir / "metrics.jsonl")
+    return [[line["split"], line["step"], *(line.get(name) for name in names)] for line in lines]
+
+
+def last_state(workdir):
+    """Every array of the last checkpoint."""
+    with Checkpoints(workdir, read_only=True) as checkpoints:
+        return read_step(checkpoints.path(checkpoints.resolve("latest")), ("model", "optimizer"))[0]
+
+
+def assert_the_same_end(workdir, reference):
+    assert logged(workdir) == logged(reference)
+    jax.tree.map(np.testing.assert_array_equal, last_state(workdir), last_state(reference))
+
+
+def stop_after(monkeypatch, step):
+    """Send Ctrl-C when the loop has handed `step` calls to the device."""
+    timed, calls = StepTimer.add, []
+
+    def counting(self, *arguments):
+        timed(self, *arguments)
+        calls.append(1)
+        if len(calls) == step:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(StepTimer, "add", counting)
+
+
+def start_process(workdir, cache=None, **settings):
+    arguments = [f"{key}={value!r}" for key, value in settings.items()]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), **({"XDG_CACHE_HOME": str(cache)} if cache else {})}
+    return subprocess.Popen(
+        [sys.executable, "-m", "tests.tiny", str(workdir), *arguments],
+        cwd=ROOT,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
