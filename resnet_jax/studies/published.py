@@ -1,9 +1,15 @@
-"""Which published error a config may be held against, and what differs between the two protocols."""
+"""Published errors, each with the difference between its protocol and that of a config."""
 
+import functools
 import importlib.resources
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import NamedTuple
+
+import ml_collections
+
+from resnet_jax.config.flags import get_config
+from resnet_jax.config.stored import differences, flatten
 
 
 class Published(NamedTuple):
@@ -25,115 +31,67 @@ class _Table(NamedTuple):
 
     Attributes:
       group, source: where it stands there; a source begins with this.
-      data: the config's `data.name`.
-      nets: the name that a net is published under, by the config's `model.name` and `model.shortcut`.
-      protocol: of the training, as config keys.
-      remarks: what differs from our evaluation (last weights, 1-crop, mean over seeds) whatever the config.
+      nets: the name that a net is published under, by `model.name` and `model.shortcut`.
+      recipe: the experiment that is the protocol, but for the net, as `get_config` takes it.
+      remarks: differences in evaluation (last weights, 1-crop, mean over seeds) that no config shows.
     """
 
     group: str
     source: str
-    data: str
     nets: Mapping[tuple[str, str | None], str]
-    protocol: Mapping
+    recipe: str
     remarks: tuple[str, ...] = ()
 
 
-def published_error(config: Mapping) -> Published | None:
-    """The error that was published for a net on a data set; None if there is none for this net or these data.
+def published_facts() -> dict:
+    """The content of `published.json`."""
+    return json.loads(importlib.resources.files("resnet_jax.studies").joinpath("published.json").read_text())
+
+
+def published_error(config: ml_collections.ConfigDict) -> Published | None:
+    """The error that was published for a net on a dataset; None if there is none for this net or these data.
 
     Args:
-      config: of a run.
+      config: config of a run, with today's keys.
     """
-    values = json.loads(importlib.resources.files("resnet_jax.studies").joinpath("published.json").read_text())
-    net = (config["model"]["name"], config["model"]["shortcut"])
+    net = (config.model.name, config.model.shortcut)
     for table in _TABLES:
-        if config["data"]["name"] == table.data and net in table.nets:
-            errors = next(errors for name, errors in values[table.group].items() if name.startswith(table.source))
-            differences = (*_differences(config, table.protocol), *table.remarks)
-            return Published(errors[table.nets[net]], table.source, differences)
+        recipe = _protocol(table.recipe)
+        if net in table.nets and config.data.name == recipe["data.name"]:
+            group = published_facts()[table.group]
+            errors = next(errors for name, errors in group.items() if name.startswith(table.source))
+            words = (*_in_words(recipe, flatten(config)), *table.remarks)
+            return Published(errors[table.nets[net]], table.source, words)
     return None
 
 
-def _differences(config: Mapping, protocol: Mapping) -> list[str]:
-    found = {key: _get(config, key) for key in protocol}
-    words = [
-        f"{key}: {found[key]} here, {value} there"
-        for key, value in protocol.items()
-        if found[key] != value and key != "train.steps"
-    ]
-    if found["train.steps"] != protocol["train.steps"]:
-        steps, epochs = found["train.steps"], _get(config, "train.epochs")
-        length = f"train.steps: {steps} here" if steps is not None else f"train.epochs: {epochs:g} here"
-        words.insert(0, f"{length}, {protocol['train.steps']}{' steps' * (steps is None)} there")
-    return words
+@functools.cache
+def _protocol(recipe: str) -> Mapping:
+    return flatten(get_config(recipe))
 
 
-def _get(config: Mapping, key: str):
-    for part in key.split("."):
-        config = config[part]
-    return tuple(config) if isinstance(config, list) else config  # as JSON has them
+def _in_words(recipe: Mapping, found: Mapping) -> Iterator[str]:
+    """Differences but for the net itself and what is harmless; the length of the run first."""
+    if found["train.steps"] is None:
+        yield f"train.epochs: {found['train.epochs']:g} here, {recipe['train.steps']} steps there"
+    elif found["train.steps"] != recipe["train.steps"]:
+        yield f"train.steps: {found['train.steps']} here, {recipe['train.steps']} there"
+    for key, there, here in differences(recipe, found):
+        if key not in (*_NET, *_LENGTH, *_HARMLESS) and not key.startswith(_HARMLESS_GROUPS):
+            yield f"{key}: {here} here, {there} there"
 
 
-_SGD = {
-    "precision": "float32",
-    "model.stem": None,
-    "model.downsample": "stride",
-    "model.stochastic_depth": 0.0,
-    "model.zero_init_last_scale": False,
-    "norm.name": "batch",
-    "norm.momentum": 0.9,
-    "norm.epsilon": 1e-5,
-    "train.microbatches": 1,
-    "augment.sizes": (),
-    "augment.repeats": 1,
-    "augment.policy": "none",
-    "augment.jitter": (0.0, 0.0, 0.0, 0.0),
-    "augment.flip": True,
-    "augment.cutout": 0,
-    "augment.erasing": 0.0,
-    "augment.mixup": 0.0,
-    "augment.cutmix": 0.0,
-    "train.loss": "softmax",
-    "train.label_smoothing": 0.0,
-    "optim.name": "sgd",
-    "optim.lr": 0.1,
-    "optim.lr_scaling": "none",
-    "optim.momentum": 0.9,
-    "optim.nesterov": False,
-    "optim.weight_decay": 1e-4,
-    "optim.weight_decay_mode": "l2",
-    "optim.weight_decay_params": ".*",
-    "optim.clip_norm": 0.0,
-    "optim.warmup_epochs": 0.0,
-}
-_CIFAR = {  # He et al. 2015, section 4.2
-    "train.steps": 64_000,
-    "train.batch_size": 128,
-    "data.validation_size": 5000,
-    "data.image_size": None,
-    "data.normalization": "pixel_mean",
-    "augment.view": "center",
-    "augment.lighting": 0.0,
-    "augment.crop": 4,
-    "optim.schedule": "step",
-    "optim.milestones": (0.5, 0.75),
-    "optim.factor": 0.1,
-    **_SGD,
-}
-_NO_WARMUP = {"optim.warmup_steps": 0}
-_WARMUP = {"optim.warmup_steps": 400, "optim.warmup_shape": "constant", "optim.warmup_from": 0.01}
-_IMAGENET = {  # He et al. 2015, section 3.4
-    "train.steps": 600_000,
-    "train.batch_size": 256,
-    "data.image_size": 224,
-    "augment.view": "scale_jitter",
-    "augment.short_sides": (256, 480),
-    "augment.lighting": 0.1,
-    "augment.crop": 0,
-    **_SGD,
-    **_NO_WARMUP,
-}
+_NET = ("model.name", "model.shortcut")
+_LENGTH = ("train.epochs", "train.steps")  # one length in two units
+# Keys that say where, how fast and how closely watched a run is, not what it computes. All others are compared, even
+# where another key switches them off. `data.loader` too, though both loaders make the same batches: neither recipe can
+# run with the other loader as it stands. `parallel.devices` too: batch statistics are those of a device.
+_HARMLESS_GROUPS = ("checkpoint.", "diagnostics.", "log.")
+_HARMLESS = (
+    "seed model.num_classes data.data_dir data.workers data.num_workers data.max_corrupt train.steps_per_call "
+    "parallel.wrapper parallel.distributed eval.batch_size eval.every_epochs eval.test_curve"
+).split()
+
 _IMAGENET_REMARKS = (
     "learning rate divided by 10 whenever the error stopped falling there, by a schedule here",
     "the mean of each pixel subtracted there, of each colour here",
@@ -149,48 +107,42 @@ _TABLES = (  # the first that fits: 1-crop before 10-crop, since ours is 1-crop
     _Table(
         "cifar10_test_error_percent",
         "He 2015 Table 6",
-        "cifar10",
         {(f"resnet{depth}", option): f"resnet{depth}" for depth in (20, 32, 44, 56, 1202) for option in (None, "A")},
-        {**_CIFAR, **_NO_WARMUP},
+        "cifar10_he2015:resnet20",
     ),
     _Table(
         "cifar10_test_error_percent",
         "He 2015 Table 6",
-        "cifar10",
         {("resnet110", None): "resnet110", ("resnet110", "A"): "resnet110"},
-        {**_CIFAR, **_WARMUP},
+        "cifar10_he2015:resnet110",
         ("the best of 5 runs there (their mean is 6.61), the mean over seeds here",),
     ),
     _Table(
         "cifar10_test_error_percent",
-        "He 2016",
-        "cifar10",
+        "He 2016",  # which warms up all its nets
         {(f"preact_resnet{depth}", None): f"preact_resnet{depth}" for depth in (110, 164, 1001)},
-        {**_CIFAR, **_WARMUP},
+        "cifar10_he2015:resnet110",
         ("the median of 5 runs there, the mean over seeds here",),
     ),
     _Table(
         "imagenet_val_top1_error_percent",
         "He 2015 released models, 1-crop",
-        "imagenet2012",
         _DEEP,
-        _IMAGENET,
+        "imagenet_he2015:resnet50_v1",
         _IMAGENET_REMARKS,
     ),
     _Table(
         "imagenet_val_top1_error_percent",
         "He 2015 Table 2, 10-crop",
-        "imagenet2012",
         _SHALLOW,
-        _IMAGENET,
+        "imagenet_he2015:plain18",
         ("10-crop there, 1-crop here", *_IMAGENET_REMARKS),
     ),
     _Table(
         "imagenet_val_top1_error_percent",
         "He 2015 Table 3, 10-crop",
-        "imagenet2012",
         _OPTIONS,
-        _IMAGENET,
+        "imagenet_he2015:resnet34",
         ("10-crop there, 1-crop here", *_IMAGENET_REMARKS),
     ),
 )
