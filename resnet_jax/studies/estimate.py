@@ -36,8 +36,8 @@ class Stopwatch:
         try:
             self._seconds_per_work = _seconds_per_image(smallest) / smallest.multiply_adds
             self.basis = (
-                f"from {_TIMED_STEPS} steps of {smallest.config.model.name} on this machine; compilation, evaluation and "
-                "diagnostics come on top"
+                f"from {_TIMED_STEPS} steps of {smallest.config.model.name} on this machine; compilation, evaluation "
+                "and diagnostics come on top"
             )
         except UserError as error:  # data that are not there yet
             self._seconds_per_work = math.nan
@@ -52,7 +52,8 @@ class Stopwatch:
         return recipe.multiply_adds * recipe.num_steps * recipe.batch_size
 
     def _recipe(self, config) -> Recipe:
-        key = json.dumps({**json.loads(config.to_json()), "seed": None})
+        # A recipe traces its model, which takes a second for a deep one. Neither of these keys changes the work.
+        key = json.dumps({**json.loads(config.to_json()), "seed": None, "optim": None})
         if key not in self._recipes:
             self._recipes[key] = make_recipe(config)
         return self._recipes[key]
