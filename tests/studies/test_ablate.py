@@ -10,11 +10,13 @@ import time
 import pytest
 from rich.console import Console
 
-from resnet_jax import UserError, ablate
+from resnet_jax import UserError
 from resnet_jax.errors import InterruptedRun
-from resnet_jax.session import Session
+from resnet_jax.studies import run as study_run
+from resnet_jax.studies.run import run_study
 from resnet_jax.studies.study import cell, collect, grid, make_study
-from resnet_jax.workdir import claim_workdir
+from resnet_jax.training import loop
+from resnet_jax.workdir import lock_workdir
 from tests.tiny import tiny_config
 
 ROOT = pathlib.Path(__file__).parent.parent.parent
@@ -44,7 +46,7 @@ def lines(workdir):
 @pytest.mark.slow
 def test_a_study_has_one_result_for_each_cell_and_seed_and_runs_none_twice(tmp_path, monkeypatch):
     study = tiny_study(grid({"model.shortcut": ("none", "A")}), seeds=(3, 4))
-    assert ablate.run_study(study, tmp_path, QUIET) == []
+    assert run_study(study, tmp_path, QUIET) == []
     found = lines(tmp_path)
     assert [(line["name"], line["seed"], line["overrides"]) for line in found] == [
         ("model.shortcut=none", 3, {"model.shortcut": "none"}),
@@ -59,42 +61,42 @@ def test_a_study_has_one_result_for_each_cell_and_seed_and_runs_none_twice(tmp_p
         assert line["last"].keys() == {"step", "train", "validation", "test"}
         assert json.loads((folder / "config.json").read_text())["seed"] == line["seed"]
     assert len({json.dumps(line["last"]) for line in found}) == 4
-    monkeypatch.setattr(ablate.loop, "train", lambda *_: pytest.fail("a finished run was run again"))
+    monkeypatch.setattr(study_run, "train", lambda *_: pytest.fail("a finished run was run again"))
     (tmp_path / "results.jsonl").unlink()  # killed before it was written
-    assert ablate.run_study(study, tmp_path, QUIET) == []
+    assert run_study(study, tmp_path, QUIET) == []
     assert lines(tmp_path) == found
 
 
 @pytest.mark.slow
 def test_a_corrupt_run_does_not_stop_the_rest_and_loses_nothing(tmp_path):
     study = tiny_study(grid({"model.shortcut": ("none", "A")}))
-    ablate.run_study(study, tmp_path, QUIET)
+    run_study(study, tmp_path, QUIET)
     found = lines(tmp_path)
     corrupt = tmp_path / "cells" / "model.shortcut=none" / "seed0" / "result.json"
     text = corrupt.read_text()
     corrupt.write_text(text[:50])
-    assert [run.cell["name"] for run in ablate.run_study(study, tmp_path, QUIET)] == ["model.shortcut=none"]
+    assert [run.cell["name"] for run in run_study(study, tmp_path, QUIET)] == ["model.shortcut=none"]
     assert lines(tmp_path) == found[1:]
     assert "cannot be read" in (corrupt.parent / "error.txt").read_text()
     corrupt.write_text(text)
-    assert ablate.run_study(study, tmp_path, QUIET) == []
+    assert run_study(study, tmp_path, QUIET) == []
     assert lines(tmp_path) == found
 
 
 @pytest.mark.slow
 def test_ctrl_c_while_a_run_is_scored_ends_the_study_after_it(tmp_path, monkeypatch):
     study = tiny_study(grid({"model.shortcut": ("none", "A")}))
-    finish = Session.finish
+    finish = loop.final_result
 
-    def interrupted(session, state):
+    def interrupted(run, state):
         os.kill(os.getpid(), signal.SIGINT)
-        return finish(session, state)
+        return finish(run, state)
 
-    with monkeypatch.context() as patch, pytest.raises(InterruptedRun, match="to go on, give the same command"):
-        patch.setattr(Session, "finish", interrupted)
-        ablate.run_study(study, tmp_path, QUIET)
+    with monkeypatch.context() as patch, pytest.raises(InterruptedRun, match="to continue, give the same command"):
+        patch.setattr(loop, "final_result", interrupted)
+        run_study(study, tmp_path, QUIET)
     assert [line["name"] for line in lines(tmp_path)] == ["model.shortcut=none"]
-    assert ablate.run_study(study, tmp_path, QUIET) == []
+    assert run_study(study, tmp_path, QUIET) == []
     assert len(lines(tmp_path)) == 2
 
 
@@ -102,8 +104,8 @@ def test_ctrl_c_while_a_run_is_scored_ends_the_study_after_it(tmp_path, monkeypa
 def test_a_run_that_another_process_is_at_work_on_is_left_to_it(tmp_path):
     study = tiny_study(grid({"model.shortcut": ("none", "A")}))
     run = collect(study, tmp_path)[0]
-    with claim_workdir(run.folder, run.config):
-        assert [run.cell["name"] for run in ablate.run_study(study, tmp_path, QUIET)] == ["model.shortcut=none"]
+    with lock_workdir(run.folder):
+        assert [run.cell["name"] for run in run_study(study, tmp_path, QUIET)] == ["model.shortcut=none"]
     assert [line["name"] for line in lines(tmp_path)] == ["model.shortcut=A"]
     assert not list(tmp_path.rglob("error.txt"))
 
@@ -111,34 +113,34 @@ def test_a_run_that_another_process_is_at_work_on_is_left_to_it(tmp_path):
 @pytest.mark.slow
 def test_one_cell_can_be_run_alone(tmp_path):
     study = tiny_study(grid({"optim.lr": (0.1, 0.2)}))
-    ablate.run_study(study, tmp_path, QUIET, only_cell=1)
+    run_study(study, tmp_path, QUIET, only_cell=1)
     assert [line["name"] for line in lines(tmp_path)] == ["optim.lr=0.2"]
     for wrong in (-1, 2):
         with pytest.raises(UserError, match=f"--cell: expected 0 to 1, found {wrong}"):
-            ablate.run_study(study, tmp_path, QUIET, only_cell=wrong)
+            run_study(study, tmp_path, QUIET, only_cell=wrong)
 
 
 @pytest.mark.slow
 def test_a_failing_cell_does_not_stop_the_rest_and_is_tried_again(tmp_path, monkeypatch):
     study = tiny_study([cell("diverges", {"optim.lr": 1e30}), cell("breaks", {"optim.lr": 0.2}), cell("works", {})])
-    train = ablate.loop.train
+    train = study_run.train
 
     def breaking(config, folder, *rest):
         if "breaks" in str(folder):
             raise RuntimeError("out of memory\nin some layer")
         return train(config, folder, *rest)
 
-    monkeypatch.setattr(ablate.loop, "train", breaking)
+    monkeypatch.setattr(study_run, "train", breaking)
     for _ in range(2):
-        failed = ablate.run_study(study, tmp_path, QUIET)
+        failed = run_study(study, tmp_path, QUIET)
         assert [run.cell["name"] for run in failed] == ["diverges", "breaks"]
         assert [line["name"] for line in lines(tmp_path)] == ["works"]
         texts = {run.cell["name"]: (run.folder / "error.txt").read_text() for run in failed}
         assert "is inf" in texts["diverges"] or "is nan" in texts["diverges"]
         assert texts["breaks"].startswith("RuntimeError: out of memory\n")
         assert "in breaking" in texts["breaks"]  # the traceback
-    monkeypatch.setattr(ablate.loop, "train", train)
-    assert [run.cell["name"] for run in ablate.run_study(study, tmp_path, QUIET)] == ["diverges"]
+    monkeypatch.setattr(study_run, "train", train)
+    assert [run.cell["name"] for run in run_study(study, tmp_path, QUIET)] == ["diverges"]
     assert not (failed[1].folder / "error.txt").exists()
 
 
@@ -156,25 +158,25 @@ def test_a_failing_cell_does_not_stop_the_rest_and_is_tried_again(tmp_path, monk
 )
 def test_bad_studies_are_refused_before_anything_runs(tmp_path, cells, message):
     with pytest.raises(UserError, match=message):
-        ablate.run_study(tiny_study(cells), tmp_path / "study", QUIET)
+        run_study(tiny_study(cells), tmp_path / "study", QUIET)
     assert not (tmp_path / "study").exists()
 
 
 @pytest.mark.slow
 def test_the_workdir_of_another_study_or_of_a_run_is_refused(tmp_path):
-    ablate.run_study(tiny_study([cell("a", {})]), tmp_path, QUIET)
+    run_study(tiny_study([cell("a", {})]), tmp_path, QUIET)
     with pytest.raises(UserError, match="(?s)belongs to another config.*experiment.optim.lr: 0.1 .* 0.2 given"):
-        ablate.run_study(tiny_study([cell("a", {})], optim__lr=0.2), tmp_path, QUIET)
+        run_study(tiny_study([cell("a", {})], optim__lr=0.2), tmp_path, QUIET)
     with pytest.raises(UserError, match="belongs to another config"):
-        ablate.run_study(tiny_study([cell("a", {})]), tmp_path / "cells" / "a" / "seed0", QUIET)
+        run_study(tiny_study([cell("a", {})]), tmp_path / "cells" / "a" / "seed0", QUIET)
 
 
 @pytest.mark.slow
 def test_several_seeds_at_once_give_the_results_of_each_alone(tmp_path, capsys):
     study = tiny_study([cell("a", {}), cell("b", {"optim.lr": 0.2})])
-    ablate.run_study(study, tmp_path / "alone", QUIET)
+    run_study(study, tmp_path / "alone", QUIET)
     study.replicas = 2
-    ablate.run_study(study, tmp_path / "together", Console())
+    run_study(study, tmp_path / "together", Console())
     assert "2 runs at once: " in capsys.readouterr().out  # and how much faster that is
     for alone, together in zip(lines(tmp_path / "alone"), lines(tmp_path / "together"), strict=True):
         assert alone["last"]["test"] == pytest.approx(together["last"]["test"], rel=1e-3)

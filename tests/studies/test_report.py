@@ -8,71 +8,10 @@ import re
 import numpy as np
 import pytest
 
-from configs import cifar10_he2015, default
-from resnet_jax import findings, plots, report
-from resnet_jax.studies.published import published_error
+from resnet_jax.config import default
+from resnet_jax.studies import plots, report
 from resnet_jax.studies.study import cell, make_study, run_folder
-
-# Training and test error of the last weights, percent, of seeds 0, 1, 2.
-ERRORS = {
-    "plain20": ([1.0, 2.0, 3.0], [4.0, 5.0, 6.0]),
-    "plain56": ([80.0, 82.0, 84.0], [81.0, 82.0, 86.0]),
-    "resnet20": ([1.0, 2.0, 3.0], [3.0, 3.5, 4.0]),
-    "resnet56": ([2.0, 2.5, 4.5], [3.5, 3.0, 4.5]),
-}
-
-
-def make_cells(names=ERRORS):
-    return [cell(name, {"model.name": name}, "plain" if "plain" in name else "residual") for name in names]
-
-
-def write_run(workdir, one_cell, seed, train_error, test_error, depth, **measured):
-    """A finished run: 3 points a curve that end at these errors, and 2 looks at 1 + 2 layers in 2 blocks."""
-    folder = run_folder(workdir, one_cell, seed)
-    folder.mkdir(parents=True)
-    lines = [layers_line(0, seed)]
-    for step in (10, 20, 30):
-        for split, error in (("train", train_error), ("validation", test_error), ("test", test_error)):
-            accuracy = 1 - (error + 30 - step) / 200 if step < 30 else 1 - error / 100
-            scores = {"loss": 2 - accuracy, "accuracy": accuracy, "top5": 1.0, "learning_rate": 0.1}
-            lines.append({"step": step, "epoch": step / 10, "split": split, **scores})
-    lines.append(layers_line(30, seed))
-    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    last = {line["split"]: {"accuracy": line["accuracy"]} for line in lines[-4:-1]}
-    result = {
-        "completed": True,
-        "depth": depth,
-        "parameters": 1000 * depth,
-        "multiply_adds": 2_000_000 * depth,
-        "seconds": 60.0 + 10 * seed,
-        "last": {"step": 30, **last},
-        "best": {"step": 20, **last, "test": {"accuracy": last["test"]["accuracy"] - 0.01}},
-        **measured,
-    }
-    (folder / "result.json").write_text(json.dumps(result))
-
-
-def layers_line(step, seed):
-    norms = ("bn1", "stage1_block1/bn1", "stage1_block2/bn1")
-    return {
-        "step": step,
-        "epoch": step / 10,
-        "split": "layers",
-        "response_std": dict(zip(norms, (0.5 + seed, 3.0, 1.0), strict=True)),
-        "grad_norm": {"conv1": 9.0, "stage1_block1": 0.1 + step, "stage1_block2": 0.2 + step, "fc": 9.0},
-        "branch_to_skip": {"stage1_block1": 0.5, "stage1_block2": 0.25},
-        "norm_scale": dict(zip(norms, (1.0, 0.9, 0.8), strict=True)),
-    }
-
-
-MEASURED = {
-    "lesions": {
-        "accuracy": 0.9,
-        "removed": {"stage1_block1": 0.5, "stage1_block2": 0.8},
-        "swapped": {"stage1_block1, stage1_block2": 0.7},
-    },
-    "batch_statistics": {"running": {"accuracy": 0.9}, "precise": {"accuracy": 0.92}},
-}
+from tests.studies.folders import DIAGNOSED, ERRORS, make_cells, p_of_three, table_row, write_run
 
 
 @pytest.fixture(scope="module")
@@ -83,7 +22,7 @@ def complete(tmp_path_factory):
     for each in study.cells:
         for seed in study.seeds:
             train, test = ERRORS[each["name"]]
-            write_run(workdir, each, seed, train[seed], test[seed], int(each["name"][-2:]), **MEASURED)
+            write_run(workdir, each, seed, train[seed], test[seed], int(each["name"][-2:]), **DIAGNOSED)
     environment = {"command": ["/somewhere/ablate.py", "--workdir=runs/a b"], "jax": "0.10.2", "git_revision": "abc+"}
     for folder in workdir.glob("cells/*/*"):
         (folder / "environment.json").write_text(json.dumps(environment))
@@ -101,57 +40,6 @@ def spy(function, drawn):
         function(*arguments)
 
     return draw
-
-
-def table_row(text, name):
-    """A row of the table of results as {column: cell}."""
-    table = text.split("## Results\n\n")[1].split("\n\n")[0].split("\n")
-    rows = [[part.strip() for part in line.strip("|").split("|")] for line in (table[0], *table[2:])]
-    return next(dict(zip(rows[0], row, strict=True)) for row in rows[1:] if row[0] == name)
-
-
-def p_of_three(differences):
-    """Two-sided p of a t-test with 2 degrees of freedom, whose distribution has a closed form."""
-    t = np.mean(differences) / (np.std(differences, ddof=1) / math.sqrt(3))
-    return 1 - abs(t) / math.sqrt(2 + t**2)
-
-
-def test_a_difference_is_stated_with_its_direction_interval_and_p():
-    # Differences 10, 8, 9: mean 9, standard deviation 1; the t quantile 0.975 at 2 degrees is .95 / sqrt(2 .975 .025).
-    half = 0.95 / math.sqrt(2 * 0.975 * 0.025) / math.sqrt(3)
-    assert f"{p_of_three([10, 8, 9]):.2g}" == "0.0041"
-    rest = (
-        f"(95% confidence interval {9 - half:.2f} to {9 + half:.2f}; {{}} in 3 of 3 seeds; paired t-test over 3 seeds"
-    )
-    higher = findings.compare_errors("training", "plain56", "plain20", [11, 10, 12], [1, 2, 3])
-    expected = f"plain56's training error is higher than plain20's by 9.00 points {rest.format('higher')}, p = 0.0041)."
-    assert higher == expected
-    lower = findings.compare_errors("test", "plain20", "plain56", [1, 2, 3], [11, 10, 12])
-    expected = f"plain20's test error is lower than plain56's by 9.00 points {rest.format('lower')}, p = 0.0041)."
-    assert lower == expected
-
-
-def test_without_significance_no_difference_is_claimed_and_no_equality():
-    sentence = findings.compare_errors("test", "a", "b", [3.0, 1.0, 2.5], [1.0, 2.0, 1.5])
-    assert sentence.startswith("The data do not show a difference between the test errors of a and b")
-    assert "a's minus b's: 0.67 points" in sentence
-    assert "higher in 2 of 3 seeds" in sentence
-    assert f"p = {p_of_three([2, -1, 1]):.2g})" in sentence
-    assert "same" not in sentence
-
-
-def test_where_no_test_is_possible_the_sentence_says_so():
-    one = findings.compare_errors("test", "a", "b", [5.0], [7.5])
-    assert (
-        one
-        == "a's test error is lower than b's by 2.50 points in the one seed that both have finished; one seed "
-        + ("allows no test.")
-    )
-    rounded = findings.compare_errors("test", "a", "b", [10.3, 11.3, 0.8], [5.3, 6.3, -4.2])  # 5, but for rounding
-    assert "higher than b's by 5.00 points in each of 3 seeds; differences that do not vary allow no test" in rounded
-    assert "p " not in rounded
-    assert "a's test error equals b's in each of 2 seeds" in findings.compare_errors("test", "a", "b", [1, 2], [1, 2])
-    assert "no seed in common" in findings.compare_errors("test", "a", "b", [], [])
 
 
 def test_the_table_holds_means_and_standard_deviations(complete):
@@ -202,26 +90,6 @@ def test_figures_show_what_was_measured(complete):
     removed, swapped = (panel.values["resnet20"][0] for panel in drawn["lesions.png"][0])
     np.testing.assert_allclose(removed, [90, 50, 80])
     np.testing.assert_allclose(swapped, [90, 70])
-
-
-def test_cells_are_told_apart_in_grey_and_a_degenerate_net_stays_in_the_picture(tmp_path, monkeypatch):
-    figures = []
-    monkeypatch.setattr(plots, "_save", lambda figure, target: figures.append(figure))
-    depths = (20, 32, 56)
-    cells = [plots.Cell(f"{series}{depth}", series, depth) for series in ("plain", "residual") for depth in depths]
-    steps = np.arange(1, 5)
-    curves = {each.name: plots.Curve(steps, np.full((2, 4), 90.0 if each.name == "plain56" else 0.5)) for each in cells}
-    plots.plot_error_curves(cells, curves, curves, "test", tmp_path)
-    looks = []
-    for axes in figures[0].axes:
-        lines = [line for line in axes.lines if len(line.get_xdata()) == 4]
-        train, test = lines[::2], lines[1::2]
-        assert all(thin.get_linewidth() < bold.get_linewidth() for thin, bold in zip(train, test, strict=True))
-        looks.append([(line.get_color()[:3], line.get_marker()) for line in test])
-        assert axes.get_ylim()[0] < 0.5 and axes.get_ylim()[1] > 90
-    assert looks[0] == looks[1]
-    assert np.all(np.diff([np.dot((0.2126, 0.7152, 0.0722), color) for color, _ in looks[0]]) > 0.1)
-    assert len({marker for _, marker in looks[0]}) == 3
 
 
 class Page(html.parser.HTMLParser):
@@ -340,95 +208,3 @@ def test_without_two_depths_every_cell_is_compared_with_the_first_on_the_test_sp
     assert "- lr=0.3's test error is lower than lr=0.1's by 1.00 points in each of 2 seeds" in text
     assert "training error is" not in text.split("##")[1]
     assert "final_errors.png" not in text
-
-
-def test_the_published_value_stands_beside_ours_with_what_differs(tmp_path):
-    cells = [cell("paper", {}), cell("short", {"train.steps": 780, "augment.mixup": 0.2}), cell("plain", {})]
-    cells[2]["overrides"]["model.name"] = "plain56"
-    study = make_study("Protocols", cifar10_he2015.get_config("resnet56"), cells)
-    report.write_report(study, tmp_path)
-    text = (tmp_path / "report.md").read_text()
-    assert table_row(text, "paper")["published test error, %"] == "6.97 (He 2015 Table 6; same protocol)"
-    assert table_row(text, "short")["published test error, %"] == "6.97 (He 2015 Table 6; another protocol, note 1)"
-    assert table_row(text, "plain")["published test error, %"] == ""
-    note = "from He 2015 Table 6: train.steps: 780 here, 64000 there; augment.mixup: 0.2 here, 0.0 there."
-    assert f"Note 1: what differs {note}" in text
-
-
-@pytest.mark.parametrize(
-    ("name", "percent"), [("resnet20", 8.75), ("resnet32", 7.51), ("resnet44", 7.17), ("resnet56", 6.97)]
-)
-def test_the_papers_recipe_has_the_papers_protocol(name, percent):
-    assert published_error(cifar10_he2015.get_config(name)) == (percent, "He 2015 Table 6", ())
-
-
-def test_a_published_value_is_found_for_the_same_net_and_data_alone():
-    assert published_error(default.get_config()) is None  # digits
-    config = cifar10_he2015.get_config("resnet56")
-    config.model.shortcut = "B"
-    assert published_error(config) is None
-    config.model.shortcut = "A"
-    config.train.steps, config.train.epochs = None, 10.0
-    assert published_error(config).differences == ("train.epochs: 10 here, 64000 steps there",)
-    best_of_five = published_error(cifar10_he2015.get_config("resnet110"))
-    assert best_of_five.value_percent == 6.43
-    assert len(best_of_five.differences) == 1 and "best of 5 runs there" in best_of_five.differences[0]
-
-
-@pytest.mark.parametrize(
-    ("name", "shortcut", "percent", "crops"),
-    [
-        ("plain34", None, 28.54, 10),
-        ("resnet18", "A", 27.88, 10),
-        ("resnet34", "A", 25.03, 10),
-        ("resnet34", None, 24.52, 10),
-        ("resnet34", "C", 24.19, 10),
-        ("resnet50_v1", None, 24.7, 1),
-    ],
-)
-def test_imagenets_values_say_how_many_crops_they_had(name, shortcut, percent, crops):
-    config = default.get_config()
-    config.data.name, config.model.name, config.model.shortcut = "imagenet2012", name, shortcut
-    published = published_error(config)
-    assert published.value_percent == percent
-    assert f"{crops}-crop" in published.source
-    assert ("10-crop there, 1-crop here" in published.differences) == (crops == 10)
-
-
-def test_the_command_overlays_runs_under_their_shortest_names(complete, tmp_path, monkeypatch, capsys):
-    cells = complete[1] / "cells"
-    overlaid = {}
-    plot_overlay = plots.plot_overlay
-    monkeypatch.setattr(plots, "plot_overlay", lambda runs, to: (overlaid.update(runs), plot_overlay(runs, to)))
-    target = tmp_path / "both.png"
-    report.main([str(cells / "plain20" / "seed0"), str(cells / "resnet20" / "seed0"), "--output", str(target)])
-    assert target.read_bytes().startswith(b"\x89PNG")
-    assert list(overlaid) == ["plain20/seed0", "resnet20/seed0"]
-    assert str(target) in capsys.readouterr().out
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["{study}"], "that of a study"),
-        (["{study}/nowhere"], "found no metrics.jsonl in"),
-        (["{study}/cells/plain20/seed0", "--output={study}/no/such.png"], "--output: expected a picture"),
-        (["{study}/cells/plain20/seed0", "--output={study}/x.mp3"], "--output: expected a picture"),
-    ],
-)
-def test_bad_input_of_the_command_is_a_message_and_status_2(complete, arguments, message, capsys):
-    with pytest.raises(SystemExit) as stop:
-        report.main([argument.format(study=complete[1]) for argument in arguments])
-    assert stop.value.code == 2
-    assert message in capsys.readouterr().err
-
-
-def test_the_picture_of_a_run_takes_a_test_curve_or_single_points_and_ignores_layers(tmp_path):
-    scores = {"loss": 1.0, "accuracy": 0.5, "learning_rate": 0.1}
-    lines = [
-        {"step": step, "epoch": step, "split": split, **scores} for step in (1, 2, 3) for split in ("train", "test")
-    ]
-    plots.plot_run([layers_line(0, 0), *lines], tmp_path / "curve.png", "A run")
-    plots.plot_run([layers_line(0, 0), *lines[:2]], tmp_path / "points.png", "A run")
-    for name in ("curve.png", "points.png"):
-        assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")

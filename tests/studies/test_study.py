@@ -3,11 +3,11 @@ import pathlib
 
 import pytest
 
-from configs import default
 from resnet_jax import UserError
+from resnet_jax.config import default
+from resnet_jax.config.checks import check_config
 from resnet_jax.config.flags import parse_command
 from resnet_jax.studies.study import cell, check_study, collect, grid, make_study, run_config, run_folder
-from resnet_jax.config.checks import check_config
 from tests.tiny import tiny_config
 
 ROOT = pathlib.Path(__file__).parent.parent.parent

@@ -1,0 +1,78 @@
+"""Pictures of studies and runs, and the command that overlays them."""
+
+import matplotlib.figure
+import numpy as np
+import pytest
+
+from resnet_jax import report
+from resnet_jax.studies import plots
+from resnet_jax.training.curves import plot_run
+from tests.studies.folders import layers_line, make_cells, write_run
+
+
+def test_cells_are_told_apart_in_grey_and_a_degenerate_net_stays_in_the_picture(tmp_path, monkeypatch):
+    figures = []
+    monkeypatch.setattr(matplotlib.figure.Figure, "savefig", lambda figure, target: figures.append(figure))
+    depths = (20, 32, 56)
+    cells = [plots.Cell(f"{series}{depth}", series, depth) for series in ("plain", "residual") for depth in depths]
+    steps = np.arange(1, 5)
+    curves = {each.name: plots.Curve(steps, np.full((2, 4), 90.0 if each.name == "plain56" else 0.5)) for each in cells}
+    plots.plot_error_curves(cells, curves, curves, "test", tmp_path)
+    looks = []
+    for axes in figures[0].axes:
+        lines = [line for line in axes.lines if len(line.get_xdata()) == 4]
+        train, test = lines[::2], lines[1::2]
+        assert all(thin.get_linewidth() < bold.get_linewidth() for thin, bold in zip(train, test, strict=True))
+        looks.append([(line.get_color()[:3], line.get_marker()) for line in test])
+        assert axes.get_ylim()[0] < 0.5 and axes.get_ylim()[1] > 90
+    assert looks[0] == looks[1]
+    assert np.all(np.diff([np.dot((0.2126, 0.7152, 0.0722), color) for color, _ in looks[0]]) > 0.1)
+    assert len({marker for _, marker in looks[0]}) == 3
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory):
+    """The folder of a study with two finished runs."""
+    workdir = tmp_path_factory.mktemp("study")
+    for each in make_cells(("plain20", "resnet20")):
+        write_run(workdir, each, 0, 1.0, 4.0, 20)
+    return workdir
+
+
+def test_the_command_overlays_runs_under_their_shortest_names(study, tmp_path, monkeypatch, capsys):
+    cells = study / "cells"
+    overlaid = {}
+    plot_overlay = plots.plot_overlay
+    monkeypatch.setattr(plots, "plot_overlay", lambda runs, to: (overlaid.update(runs), plot_overlay(runs, to)))
+    target = tmp_path / "both.png"
+    report.main([str(cells / "plain20" / "seed0"), str(cells / "resnet20" / "seed0"), "--output", str(target)])
+    assert target.read_bytes().startswith(b"\x89PNG")
+    assert list(overlaid) == ["plain20/seed0", "resnet20/seed0"]
+    assert str(target) in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["{study}"], "that of a study"),
+        (["{study}/nowhere"], "found no metrics.jsonl in"),
+        (["{study}/cells/plain20/seed0", "--output={study}/no/such.png"], "--output: expected a picture"),
+        (["{study}/cells/plain20/seed0", "--output={study}/x.mp3"], "--output: expected a picture"),
+    ],
+)
+def test_bad_input_of_the_command_is_a_message_and_status_2(study, arguments, message, capsys):
+    with pytest.raises(SystemExit) as stop:
+        report.main([argument.format(study=study) for argument in arguments])
+    assert stop.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+def test_the_picture_of_a_run_takes_a_test_curve_or_single_points_and_ignores_layers(tmp_path):
+    scores = {"loss": 1.0, "accuracy": 0.5, "learning_rate": 0.1}
+    lines = [
+        {"step": step, "epoch": step, "split": split, **scores} for step in (1, 2, 3) for split in ("train", "test")
+    ]
+    plot_run([layers_line(0, 0), *lines], tmp_path / "curve.png", "A run")
+    plot_run([layers_line(0, 0), *lines[:2]], tmp_path / "points.png", "A run")
+    for name in ("curve.png", "points.png"):
+        assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
