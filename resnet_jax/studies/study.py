@@ -119,13 +119,12 @@ def run_config(study: ml_collections.ConfigDict, cell: Mapping, seed: int) -> ml
       UserError: an unknown key, or a value of the wrong type.
     """
     config = study.experiment.copy_and_resolve_references().lock()
-    values = {**cell["overrides"], "seed": seed}
-    for key in values:
+    for key, value in {**cell["overrides"], "seed": seed}.items():
         _check_key(config, key)
-    try:
-        config.update_from_flattened_dict(values)
-    except (TypeError, ValueError) as error:
-        raise UserError(f"cell {cell['name']!r}: {error}") from None
+        try:
+            config.update_from_flattened_dict({key: value})
+        except (TypeError, ValueError) as error:
+            raise UserError(f"{key}: {error}") from None
     resolve_length(config, cell["overrides"])
     return config
 
