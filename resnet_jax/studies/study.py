@@ -34,7 +34,7 @@ def make_study(
     Args:
       title: heading of the report.
       experiment: config that all cells vary.
-      cells: from `cell` or `grid`.
+      cells: cells from `cell` or `grid`.
       seeds: every cell is run with each.
     """
     study = ml_collections.ConfigDict()
@@ -50,7 +50,7 @@ def cell(name: str, overrides: Mapping, series: str = "") -> dict:
     """A cell of a study.
 
     Args:
-      name: in tables, legends and paths.
+      name: label in tables, legends and paths.
       overrides: config keys with dots, like {"optim.lr": 0.2}.
       series: cells of one series and different depths are joined by a line in the report.
     """
@@ -150,10 +150,11 @@ def read_study(workdir: str | pathlib.Path) -> ml_collections.ConfigDict:
     Raises:
       UserError: the folder holds none.
     """
-    study = read_config(workdir)
-    if not is_study(study):
+    stored = read_config(workdir)
+    if not is_study(stored):
         raise UserError(f"workdir: expected the folder of a study, found that of a run: {workdir}")
-    return study
+    # Its keys in their usual order, so that a report of stored runs equals the one that followed them, to the letter.
+    return make_study(stored.title, stored.experiment, stored.cells, stored.seeds)
 
 
 @dataclasses.dataclass
@@ -161,7 +162,7 @@ class StudyRun:
     """A run of a study, finished or not.
 
     Attributes:
-      cell: as from `cell`.
+      cell: cell from `cell` or `grid`.
       seed: random seed.
       config: experiment with the overrides and the seed.
       folder: run directory.
