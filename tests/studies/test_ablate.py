@@ -10,10 +10,11 @@ import time
 import pytest
 from rich.console import Console
 
+import resnet_jax
 from resnet_jax import UserError
 from resnet_jax.errors import InterruptedRun
 from resnet_jax.studies import run as study_run
-from resnet_jax.studies.run import run_study
+from resnet_jax.studies.run import print_cells, run_study
 from resnet_jax.studies.study import cell, collect, grid, make_study
 from resnet_jax.training import loop
 from resnet_jax.workdir import lock_workdir
@@ -242,6 +243,19 @@ def test_the_command_lists_the_cells_and_runs_nothing(tmp_path, uninterrupted):
     assert "residual" in process.stdout and "2 of 2" in process.stdout and "time left: 0:00:00" in process.stdout
     process = run_command(tmp_path, "--list")
     assert "0 of 2" in process.stdout and "from 5 steps of tiny" in process.stdout
+    assert not (tmp_path / "study").exists()
+
+
+def test_the_list_of_a_study_without_its_data_says_why_the_time_is_unknown(tmp_path, capsys):
+    study = tiny_study([cell("a", {}), cell("b", {"optim.lr": 0.2})], data__name="kmnist", data__data_dir="/nowhere")
+    print_cells(study, tmp_path / "study", Console())
+    shown = capsys.readouterr().out
+    assert "optim.lr=0.2" in shown and shown.count("0 of 1") == 2
+    assert "time left: unknown, because: data.name: kmnist is not prepared in /nowhere; run: python -m" in shown
+    table2 = resnet_jax.get_config("ablations/he2015_table2")
+    table2.experiment.data.data_dir = "/nowhere"
+    with pytest.raises(UserError, match="imagenet2012 is not prepared in /nowhere; run: python -m resnet_jax.data.pre"):
+        print_cells(table2, tmp_path / "study", Console())
     assert not (tmp_path / "study").exists()
 
 
