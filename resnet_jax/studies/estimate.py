@@ -21,8 +21,8 @@ class Stopwatch:
       basis: what the estimates rest on, in words.
 
     Args:
-      runs: (config, result or None) of each. The rate is that of the finished ones; if there are none, a few steps of
-        the smallest net are timed.
+      runs: (config, result or None) pairs. Finished runs give the rate; if there are none, a few steps of the
+        smallest net are timed.
     """
 
     def __init__(self, runs: list[tuple[ml_collections.ConfigDict, dict | None]]):

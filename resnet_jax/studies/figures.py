@@ -16,8 +16,8 @@ class Figure(NamedTuple):
     """A section of the report that is a picture.
 
     Attributes:
-      heading, note: above and below the picture.
-      file: name in `figures/`.
+      heading, note: text above and below the picture.
+      file: file name in `figures/`.
       alt: text in place of the picture.
       draw: draws it into a file.
     """

@@ -18,7 +18,7 @@ def compare_errors(kind: str, name: str, other: str, errors: Sequence[float], ot
 
     Args:
       kind: "training" or "test".
-      name, other: of the cells.
+      name, other: cells' names.
       errors, others: percent, (seeds,), of the same seeds in the same order.
     """
     differences = np.subtract(errors, others)

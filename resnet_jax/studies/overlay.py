@@ -12,8 +12,8 @@ def overlay(folders: Sequence[str | pathlib.Path], target: str | pathlib.Path) -
     """Draw the error and loss of any runs into one picture.
 
     Args:
-      folders: of the runs.
-      target: the picture, of any format that matplotlib knows by its ending.
+      folders: run directories.
+      target: file of the picture; its suffix is a format that matplotlib knows.
 
     Raises:
       UserError: a folder holds no run, or a study, or a run without metrics; the picture cannot be written.

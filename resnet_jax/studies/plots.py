@@ -22,7 +22,7 @@ class Cell(NamedTuple):
     """Runs that differ by their seed alone.
 
     Attributes:
-      name: in legends.
+      name: label in legends.
       series: cells of a series share a panel or a line style; "" for none.
       depth: layers; colour and marker go by it.
     """
@@ -49,7 +49,7 @@ class Panel(NamedTuple):
 
     Attributes:
       title, xlabel, ylabel: with units.
-      values: by name of cell, (seeds, positions).
+      values: (seeds, positions), by cell name.
       first: number of the first position.
       wide: the values may differ by orders of magnitude; where they do, the axis is logarithmic.
     """
@@ -67,8 +67,8 @@ def plot_overlay(runs: Mapping[str, Sequence[dict]], target: str | pathlib.Path)
     """Error and loss of any runs against epochs: thin while training, bold on the test split or the validation split.
 
     Args:
-      runs: the lines of their `metrics.jsonl`, by the name in the legend.
-      target: the picture.
+      runs: lines of `metrics.jsonl`, by name in the legend.
+      target: file of the picture.
     """
     figure, (error, loss) = subplots(1, 2, figsize=(12, 5.5))
     last_errors = []
@@ -100,13 +100,13 @@ def plot_error_curves(
 ) -> None:
     """Error against steps, a panel for each series, as in Figures 1 and 6 of He et al. 2015.
 
-    Thin: training; bold: evaluated; both the mean over seeds, with a band from the least to the greatest.
+    Thin: training; bold: evaluated; both the mean over seeds, with a band from min to max.
 
     Args:
-      cells: all of a study.
-      train, evaluated: by name of cell.
-      split: that was evaluated.
-      target: the picture.
+      cells: the study's cells, in order.
+      train, evaluated: curves by cell name.
+      split: name of the evaluated split.
+      target: file of the picture.
     """
     series = list(dict.fromkeys(cell.series for cell in cells))
     columns = min(len(series), 2)
@@ -143,9 +143,9 @@ def plot_final_errors(
     """Error at the end against depth, a line for each series: mean and standard deviation over seeds; dots are seeds.
 
     Args:
-      cells: those with a series.
-      errors: percent, (seeds,) by title of panel and name of cell.
-      target: the picture.
+      cells: cells with a series.
+      errors: percent, (seeds,), by panel title and cell name.
+      target: file of the picture.
     """
     figure, panels = subplots(1, len(errors), figsize=(6.5 * len(errors), 4.8), sharey=True, squeeze=False)
     series = list(dict.fromkeys(cell.series for cell in cells))
@@ -183,9 +183,9 @@ def plot_layers(cells: Sequence[Cell], panels: Sequence[Panel], target: str | pa
     """Values of layers or blocks against their position, panels side by side, the mean over seeds for each cell.
 
     Args:
-      cells: all of a study.
-      panels: what to draw.
-      target: the picture.
+      cells: the study's cells, in order.
+      panels: panels, from left to right.
+      target: file of the picture.
     """
     figure, grid = subplots(1, len(panels), figsize=(6.5 * len(panels), 5.8), squeeze=False)
     styles = _cell_styles(cells)

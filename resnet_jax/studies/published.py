@@ -30,7 +30,7 @@ class _Table(NamedTuple):
     """A table of errors in `published.json`.
 
     Attributes:
-      group, source: where it stands there; a source begins with this.
+      group, source: keys of its place there; `source` is the beginning of one.
       nets: the name that a net is published under, by `model.name` and `model.shortcut`.
       recipe: the experiment that is the protocol, but for the net, as `get_config` takes it.
       remarks: differences in evaluation (last weights, 1-crop, mean over seeds) that no config shows.

@@ -25,7 +25,7 @@ def write_report(study: ml_collections.ConfigDict, workdir: str | pathlib.Path) 
     """Write `report.md`, `report.html` and `figures/` from what lies in the folder of a study, finished or not.
 
     Args:
-      study: as from `study.make_study`.
+      study: study from `make_study`.
       workdir: folder of the study.
 
     Raises:

@@ -40,7 +40,7 @@ def run_study(
     """Train what is not finished yet: an interrupted run is continued, a failed one is tried again.
 
     Args:
-      study: from `study.make_study`.
+      study: study from `make_study`.
       workdir: folder of the study.
       console: for what people see.
       only_cell: index of the only cell to run.
