@@ -36,8 +36,8 @@ class Stopwatch:
         try:
             self._seconds_per_work = _seconds_per_image(smallest) / smallest.multiply_adds
             self.basis = (
-                f"from {_TIMED_STEPS} steps of {smallest.config.model.name} on this machine; compilation, evaluation "
-                "and diagnostics come on top"
+                f"from {_TIMED_STEPS} steps of {smallest.model_settings['name']} on this machine; compilation, "
+                "evaluation and diagnostics come on top"
             )
         except UserError as error:  # data that are not there yet
             self._seconds_per_work = math.nan

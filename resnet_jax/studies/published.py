@@ -54,13 +54,14 @@ def published_error(config: ml_collections.ConfigDict) -> Published | None:
     Args:
       config: config of a run, with today's keys.
     """
-    net = (config.model.name, config.model.shortcut)
+    found = flatten(config)
+    net = (found["model.name"], found["model.shortcut"])
     for table in _TABLES:
         recipe = _protocol(table.recipe)
-        if net in table.nets and config.data.name == recipe["data.name"]:
+        if net in table.nets and found["data.name"] == recipe["data.name"]:
             group = published_facts()[table.group]
             errors = next(errors for name, errors in group.items() if name.startswith(table.source))
-            words = (*_in_words(recipe, flatten(config)), *table.remarks)
+            words = (*_in_words(recipe, found), *table.remarks)
             return Published(errors[table.nets[net]], table.source, words)
     return None
 
