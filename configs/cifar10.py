@@ -3,10 +3,10 @@
     python -m resnet_jax.data.prepare cifar10
     python train.py --config=configs/cifar10.py
 
-Hardware: 1 GPU. Time: not measured yet. Result: none is claimed, it was not run on the real data by us yet.
+Hardware: 1 GPU. Time: not measured yet. Result: none yet; we have not run it on the real data.
 
-What is modern in it: a triangular schedule, Nesterov momentum, weight decay on kernels only, label smoothing, cutout,
-a moving average of the weights, bfloat16 and several steps per program.
+Its modern parts: a triangular schedule, Nesterov momentum, weight decay on kernels only, label smoothing, cutout,
+a moving average of the weights, bfloat16 and several steps per call of the compiled program.
 """
 
 import resnet_jax

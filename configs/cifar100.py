@@ -3,7 +3,7 @@
     python -m resnet_jax.data.prepare cifar100
     python train.py --config=configs/cifar100.py
 
-Hardware: 1 GPU. Time: not measured yet. Result: none is claimed, it was not run on the real data by us yet.
+Hardware: 1 GPU. Time: not measured yet. Result: none yet; we have not run it on the real data.
 """
 
 import resnet_jax

@@ -4,8 +4,8 @@
     python train.py --config=configs/cifar10_he2015.py:resnet56
     python train.py --config=configs/cifar10_he2015.py:resnet110
 
-The name after the colon is the network: resnet20 (default), 32, 44, 56, 110, 1202, or a plain one. resnet110 alone
-is warmed up at 0.01 for its first 400 steps, so name it there, not with --config.model.name.
+The name after the colon is the network: resnet20 (default), 32, 44, 56, 110, 1202, or a plain one. Only resnet110
+has a warmup, 400 steps at 0.01, so name it there, not with --config.model.name.
 
 Hardware: 1 GPU. Time: not measured yet. Result: test error in percent, published by the authors (Table 6), not
 reproduced by us: resnet20 8.75, resnet32 7.51, resnet44 7.17, resnet56 6.97, resnet110 6.43, resnet1202 7.93.

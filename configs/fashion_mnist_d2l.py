@@ -4,10 +4,10 @@
     python train.py --config=configs/fashion_mnist_d2l.py
 
 Hardware: 1 GPU. Time: not measured yet. Result: 0.893 to 0.922 test accuracy at the last epoch, published by the book's
-different framework editions, not reproduced by us.
+framework editions, not reproduced by us.
 
 The protocol is the book's: images resized to 96x96, batches of 256, SGD without momentum at 0.05, 10 epochs, no
-augmentation, no weight decay, all 60,000 images for training, the last epoch scored. What differs: images are
+augmentation, no weight decay, all 60,000 images for training, the last epoch scored. Differences: images are
 normalised by mean and standard deviation (the book leaves them in 0..1), and weights start as in He et al. 2015 (the
 book: Xavier).
 """

@@ -2,15 +2,15 @@
 
     python train.py --config=configs/folder.py --config.data.data_dir=PATH
 
-PATH holds a folder for each class, twice, and in them the image files:
+PATH has a training and a test split, with a folder of image files for each class:
 
     PATH/train/cat/1.jpg  PATH/train/dog/7.jpg  ...
     PATH/test/cat/2.jpg   PATH/test/dog/5.jpg   ...    (or val, or validation)
 
-50 of the training images are held out to choose the best weights by; --config.data.validation_size=0 trains on all.
+50 of the training images are held out to choose the best weights; --config.data.validation_size=0 trains on all.
 
 Hardware: 2 CPU cores. Time: 9 minutes for 1000 images of 256x256 (56 images/s, measured over one epoch of synthetic
-ones); large photographs take longer to decode. Result: none is claimed, it depends on the photographs.
+ones); large photographs take longer to decode. Result: none; it depends on the photographs.
 
 On a GPU: --config.dtype=bfloat16 --config.data.image_size=160 --config.eval.image_size=192.
 """

@@ -3,19 +3,19 @@
     python -m resnet_jax.data.prepare imagenet2012 --manual DIR
     python train.py --config=configs/imagenet_a1.py
 
-configs/imagenet_a2.py and configs/imagenet_a3.py are the shorter ones.
+configs/imagenet_a2.py and configs/imagenet_a3.py are the shorter procedures.
 
 Hardware: 8 GPUs. Time: not measured by us yet; theirs 4.6 days on 4 V100. Result: top-1 on the validation images in
 percent, published by others, not reproduced by us: 80.4 in the paper, 80.382 in timm's results-imagenet.csv (weights
 resnet50.a1_in1k; bicubic, short side 236, centre crop 224).
 
-What differs in A1, A2 and A3:
+Differences in A1, A2 and A3:
   - Batches of 2064 where images are repeated, not 2048: the next multiple of 3 repeats, 8 devices and pairs to mix.
   - RandAugment: timm's magnitude 7 of 10 with deviation 0.5 is 21 of 30 with 1.5 here. timm skips each operation half
     of the time, and has SolarizeAdd and Invert among them; ours, torchvision's, never skips one and has Identity.
   - LAMB: the trust ratio applies to scales and biases, too; timm leaves them out, as it does from weight decay.
-  - Targets: the paper counts all classes of a mixed image as 1. A2 and A3 do so for shares above 0.2; in A1 that would
-    undo the label smoothing, so that targets stay as mixed.
+  - Targets: the paper counts all classes of a mixed image as 1. A2 and A3 do so for shares above 0.2. In A1 that would
+    undo the label smoothing, so targets stay as mixed.
   - Training crops are resized bilinearly, not bicubically. Mixup or cutmix, and its share, are chosen for each image,
     not for a batch.
 """

@@ -7,7 +7,7 @@ Hardware: 8 GPUs. Time: not measured by us yet. Result: top-1 on the validation 
 not reproduced by us: 79.8 in the paper, 79.828 in timm's results-imagenet.csv (weights resnet50.a2_in1k; bicubic, short
 side 236, centre crop 224).
 
-What differs is said in configs/imagenet_a1.py. The threshold of 0.2 is that of a command line published for A2
+configs/imagenet_a1.py lists the differences. The threshold of 0.2 is that of a command line published for A2
 (github.com/Alibaba-MIIL/ML_Decoder); the paper names none.
 """
 

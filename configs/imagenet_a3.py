@@ -7,7 +7,7 @@ Hardware: 4 GPUs. Time: not measured by us yet. Result: top-1 on the validation 
 not reproduced by us: 78.1 in the paper, 78.052 in timm's results-imagenet.csv (weights resnet50.a3_in1k; bicubic, short
 side 236, centre crop 224).
 
-What differs is said in configs/imagenet_a1.py; nothing is repeated here, so that the batch is theirs, 2048. timm's
+configs/imagenet_a1.py lists the differences. Images are not repeated here, so the batch is the paper's, 2048. timm's
 magnitude 6 of 10 is 18 of 30.
 """
 

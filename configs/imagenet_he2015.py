@@ -22,7 +22,7 @@ The last command gives the 10-crop error; training itself reports the 1-crop one
 The paper: short side resized to 256 to 480, random crop of 224, flip, colour noise of AlexNet; batches of 256; SGD with
 momentum 0.9; weight decay 1e-4; rate 0.1, divided by 10 when the error plateaus; up to 600k steps; no dropout.
 
-What differs: the rate drops at fixed times, after 150k, 300k and 450k steps; the mean is subtracted per channel, not
+Differences: the rate drops at fixed times, after 150k, 300k and 450k steps; the mean is subtracted per channel, not
 per pixel, and the result divided by the standard deviation.
 """
 

@@ -11,9 +11,9 @@ Hardware: a TPU pod of 512 or 1024 cores, or as many GPUs. Time: not measured by
 abstract; centre crop of 224 out of 256), not reproduced by us: 76.3.
 
 The numbers here are those that Google published for this batch (github.com/tensorflow/tpu, models/official/resnet:
-lars_util.py and configs/cloud/v3-512.yaml, which calls them not optimised); those of the paper's run may be others.
+lars_util.py and configs/cloud/v3-512.yaml, which calls them not optimised). The paper's run may have used others.
 
-What differs: the rate is inside the momentum, as in You et al. 2017, and outside in TensorFlow's LARS; the paper's
+Differences: the rate is inside the momentum, as in You et al. 2017, and outside in TensorFlow's LARS; the paper's
 batch statistics are those of a group of cores (norm.scope, norm.group_size); training crops are resized bilinearly, not
 bicubically.
 """

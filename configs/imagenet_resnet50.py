@@ -16,7 +16,7 @@ out of 256, last epoch), not reproduced by us:
 These runs were of 100 epochs (125100 steps at batch 1024): --config.train.epochs=100. Their code draws 8 to 100 percent
 of the area.
 
-What differs: their training crops are resized bicubically, ours bilinearly; they drop what does not fill a batch, in
+Differences: their training crops are resized bicubically, ours bilinearly; they drop what does not fill a batch, in
 an epoch and in evaluation; they draw from a buffer of 16 batches, we from the whole epoch.
 """
 

@@ -14,7 +14,7 @@ github.com/pytorch/vision/issues/3995. An epoch with 4 repeats has as many steps
 The average of the weights: they update it every 32 steps with a decay of 1 - 2e-5 * 1024 * 32 / 600 = 0.998908, we at
 every step with the 32nd root of that, 0.99996585.
 
-What differs: they copy the weights into the average until the warmup is over; their rate changes once an epoch, ours
+Differences: they copy the weights into the average until the warmup is over; their rate changes once an epoch, ours
 at every step; they choose mixup or cutmix, and its share, once for a batch, we for each image.
 """
 

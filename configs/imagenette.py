@@ -3,7 +3,7 @@
     python -m resnet_jax.data.prepare imagenette
     python train.py --config=configs/imagenette.py
 
-Hardware: 1 GPU. Time: not measured by us yet. Result: none is claimed, it was not run on the real data by us yet.
+Hardware: 1 GPU. Time: not measured by us yet. Result: none yet; we have not run it on the real data.
 
 9469 photographs to train on, of which 469 are held out, and 3925 to test on. Evaluated at 160 pixels, more than in
 training, where random crops make things look larger (Touvron et al. 2019, arXiv:1906.06423).

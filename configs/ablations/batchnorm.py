@@ -1,4 +1,4 @@
-"""Which examples are normalised together: a device's, a group's, all; or none, with group norm or without any norm.
+"""Batch statistics over one device, a group of devices or all; group norm; no norm.
 
     XLA_FLAGS=--xla_force_host_platform_device_count=4 \
         python -m resnet_jax.ablate --config=configs/ablations/batchnorm.py --workdir=runs/ablation-batchnorm
@@ -6,7 +6,7 @@
 Hardware: four devices, such as the four virtual ones of that command on 2 CPU cores.
 
 ResNet-20 on scikit-learn's digits, batches of 32 on four devices: 8 examples on each. The net without norms gets a
-fifth of the others' rate.
+fifth of the others' learning rate.
 """
 
 import resnet_jax

@@ -7,10 +7,10 @@ Hardware: 2 CPU cores. Time: 12 minutes. No download. Result: training error, me
 to 2: plain20 0.0%, plain32 1.5 +- 1.2%, plain44 36 +- 13%, plain56 61 +- 9%, and 0.0% for all four residual nets.
 
 The recipe follows He et al. 2015, section 4.2: SGD with momentum 0.9, weight decay 1e-4, and blocks that do not begin
-as the identity, so that nothing but the shortcuts helps the deep nets. But it lasts 15 epochs only, and in so few the
-paper's rate of 0.1 without a warmup leaves some residual nets of 32 layers and more behind, too. So all nets get 3
-epochs of warmup (the paper warms up its net of 110 layers) and half the rate: with that resnet56 learned its training
-set with each of the seeds 0 to 4. It was chosen for the residual nets; nothing was chosen for the plain ones.
+as the identity, so that nothing but the shortcuts helps the deep nets. It lasts only 15 epochs. In so few, with
+the paper's rate of 0.1 and no warmup, some residual nets of 32 or more layers lag behind, too. So all nets get 3
+epochs of warmup (the paper warms up its net of 110 layers) and half the rate: with these, resnet56 learned its training
+set with each of the seeds 0 to 4. They were chosen for the residual nets; nothing was chosen for the plain ones.
 """
 
 import resnet_jax
@@ -27,5 +27,5 @@ def get_config():
     experiment.diagnostics.layers = True
     experiment.diagnostics.lesions = True
     experiment.diagnostics.precise_statistics = True
-    experiment.log.every_steps = 1000  # at evaluations only: another line between two would be of a batch or so
+    experiment.log.every_steps = 1000  # at evaluations only: a line between two would cover a batch or so
     return make_study("Residual against plain nets on digits", experiment, plain_and_residual((20, 32, 44, 56)))

@@ -3,7 +3,7 @@
     python -m resnet_jax.data.prepare fashion_mnist
     python -m resnet_jax.ablate --config=configs/ablations/fashion_mnist.py --workdir=runs/ablation-fashion_mnist
 
-Hardware: 1 GPU (on 2 CPU cores about a day and a half; add --config.experiment.train.epochs=1 to see it work).
+Hardware: 1 GPU (on 2 CPU cores about a day and a half; add --config.experiment.train.epochs=1 to try it).
 
 The recipe of He et al. 2015, section 4.2, shortened to 12 epochs: nothing but the shortcuts helps the deep nets.
 """

@@ -3,7 +3,7 @@
     python -m resnet_jax.data.prepare cifar10
     python -m resnet_jax.ablate --config=configs/ablations/he2015_figure6.py --workdir=runs/ablation-he2015_figure6
 
-Hardware: GPUs; with --cell=0 to --cell=10 the cells can be shared out. Not run on the real images by us yet.
+Hardware: GPUs; --cell=0 to --cell=10 run one cell each, as in a job array. We have not run it on the real images yet.
 
 Each run is that of configs/cifar10_he2015.py. The paper warms up the 110-layer net for 400 steps at a rate of 0.01;
 here the plain net of that depth and the 1202-layer net are warmed up alike.

@@ -11,7 +11,7 @@ imagenet2012 --manual DIR. On synthetic images it can be tried anywhere (5 minut
 
 The paper (section 3.4): batches of 256, rate 0.1 divided by 10 when the error plateaus (here at a quarter, half and
 three quarters), up to 600k steps, weight decay 1e-4, momentum 0.9; shortcuts of option A. The recipe is that of
-configs/imagenet_he2015.py, which says what else differs. The paper reports 10-crop errors; for those of a run:
+configs/imagenet_he2015.py, which lists the other differences. The paper reports 10-crop errors; for those of a run:
 python -m resnet_jax.evaluate RUN --view ten_crop
 """
 

@@ -3,7 +3,7 @@
     python -m resnet_jax.data.prepare cifar10
     python -m resnet_jax.ablate --config=configs/ablations/he2016.py --workdir=runs/ablation-he2016
 
-Hardware: GPUs; the nets of 1001 layers take days. Not run on the real images by us yet.
+Hardware: GPUs; the nets of 1001 layers take days. We have not run it on the real images yet.
 
 Each run is that of configs/cifar10_he2015.py with the warmup that this paper gives to all its nets (400 steps at a
 rate of 0.01). The paper reports the median of 5 runs.

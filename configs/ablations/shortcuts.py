@@ -1,10 +1,10 @@
-"""What joins a block's input to its output: nothing, options A, B, C, highway gates, or a learned scale.
+"""Shortcuts of a block: none, options A, B and C, highway gates, or a learned scale.
 
     python -m resnet_jax.ablate --config=configs/ablations/shortcuts.py --workdir=runs/ablation-shortcuts
     python -m resnet_jax.ablate --config=configs/ablations/shortcuts.py:cifar10 --workdir=runs/ablation-shortcuts-cifar
 
-Hardware: 2 CPU cores for the digits (44 layers, 15 epochs), GPUs for CIFAR-10 (110 layers, the paper's recipe; not run
-by us yet). He et al. 2016 (arXiv:1603.05027), Table 1, compares some of these at 110 layers.
+Hardware: 2 CPU cores for the digits (44 layers, 15 epochs), GPUs for CIFAR-10 (110 layers, the paper's recipe; we have
+not run it yet). He et al. 2016 (arXiv:1603.05027), Table 1, compares some of these at 110 layers.
 """
 
 import resnet_jax
