@@ -86,6 +86,7 @@ class EachReplica(Hook):
         for replica in self._replicas:
             replica.run.display.advance(step)
         if self._stopping or recipe.is_log_step(step):  # else the hooks of a replica have nothing to do
+            self._replicas[0].run.timer.flush()  # a replica that has diverged by now has no duties
             self._call_hooks(step, state)
         if not self.alive():
             raise AllEnded
@@ -125,7 +126,9 @@ def train_replicas(
     outcomes = {}
     for step in sorted({run.step for run in runs}):
         group = [run for run in runs if run.step == step]
-        outcomes |= zip(map(id, group), _train_group(group, make_program(group), stop_requested), strict=True)
+        program = make_program(group)
+        with contextlib.closing(program.loader):
+            outcomes |= zip(map(id, group), _train_group(group, program, stop_requested), strict=True)
     return [outcomes[id(run)] for run in runs]
 
 
