@@ -13,8 +13,8 @@ from resnet_jax.evaluation.runs import evaluate, predict
 
 __all__ = ["evaluate", "predict"]
 
-_DATA = """other data with the same classes: a builder of TensorFlow Datasets (imagenet_v2, imagenet_a, imagenet2012_real,
-cifar10_corrupted/fog_1, ...; cifar10_corrupted: the whole benchmark), or a folder with a folder for each class"""
+_DATA = """other data with the same classes: a builder of TensorFlow Datasets (imagenet_v2, cifar10_corrupted/fog_1;
+cifar10_corrupted: the whole benchmark), or a folder with a folder for each class"""
 
 
 def _parser() -> argparse.ArgumentParser:

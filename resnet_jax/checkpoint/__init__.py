@@ -1,4 +1,4 @@
-"""Checkpoints that describe themselves: any pytree, digests of what was saved, and the model card beside the weights."""
+"""Checkpoints that describe themselves: any pytree, its digests, and the model card beside the weights."""
 
 from resnet_jax.checkpoint.card import ModelCard
 from resnet_jax.checkpoint.files import CorruptCheckpoint, read_step, unflatten

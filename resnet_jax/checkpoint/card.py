@@ -7,6 +7,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from resnet_jax.checkpoint.files import check_format
 from resnet_jax.data.preprocessing import Preprocessing
 from resnet_jax.errors import UserError
 from resnet_jax.models import create_model
@@ -27,7 +28,10 @@ class ModelCard:
       preprocessing: keyword arguments of `data.preprocessing.Preprocessing`.
       data: where the examples came from: `name`, `data_dir` and `validation_size`, as `data.splits.load_splits` takes
         them.
-      source: where the weights came from: config, step, metrics, versions, git revision, file; for people.
+      source: where the weights came from: config, step, metrics, versions, git revision, file; for people, nothing
+        reads it.
+      best_metric: name of the metric that makes a run's best step.
+      max_corrupt: max share of corrupt images in a dataset that is scored.
     """
 
     model: dict
@@ -36,6 +40,8 @@ class ModelCard:
     preprocessing: dict
     data: dict
     source: dict
+    best_metric: str = "accuracy"
+    max_corrupt: float = 0.001
 
     def to_json(self) -> dict:
         """Plain JSON, with the number of the format."""
@@ -48,19 +54,24 @@ class ModelCard:
         Raises:
           UserError: it is no card, or one of a newer version.
         """
-        if values.get("format", 0) > FORMAT:
-            raise UserError(f"{where}: expected format {FORMAT} or lower, found {values['format']}; update resnet_jax")
-        names = [field.name for field in dataclasses.fields(cls)]
-        if missing := [name for name in names if name not in values]:
+        check_format(values.get("format"), FORMAT, where)
+        fields = dataclasses.fields(cls)
+        required = [field.name for field in fields if field.default is dataclasses.MISSING]
+        if missing := [name for name in required if name not in values]:
             raise UserError(f"{where}: expected a model card, found no {', '.join(missing)}; mend or move it")
-        card = cls(**{name: values[name] for name in names})
+        card = cls(**{field.name: values[field.name] for field in fields if field.name in values})
         shape, class_names = tuple(card.input_shape), tuple(card.class_names)
-        return dataclasses.replace(card, input_shape=shape, class_names=class_names)
+        card = dataclasses.replace(card, input_shape=shape, class_names=class_names)
+        try:
+            card.create_preprocessing()
+            card.create_model()
+        except TypeError as error:
+            raise UserError(f"{where}: expected a model card, found {error}; mend or move it") from None
+        return card
 
-    def create_model(self, **overrides) -> nn.Module:
-        """The model, with other keyword arguments on demand."""
-        settings = {**self.model, **overrides}
-        return create_model(**{**settings, "dtype": jnp.dtype(settings["dtype"])})
+    def create_model(self) -> nn.Module:
+        """The model."""
+        return create_model(**{**self.model, "dtype": jnp.dtype(self.model["dtype"])})
 
     def variable_shapes(self) -> dict:
         """Shapes and dtypes of the model's variables; nothing is computed."""

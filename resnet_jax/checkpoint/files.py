@@ -58,10 +58,7 @@ def read_step(path: pathlib.Path, names: tuple[str, ...]) -> tuple[dict[str, dic
         raise
     except Exception as error:  # whatever Orbax and its storage say about a broken file
         raise CorruptCheckpoint(f"checkpoint {path} cannot be read ({type(error).__name__})") from error
-    if meta.get("format", 0) > FORMAT:
-        raise UserError(
-            f"checkpoint {path}: expected format {FORMAT} or lower, found {meta['format']}; update resnet_jax"
-        )
+    check_format(meta.get("format", 0), FORMAT, f"checkpoint {path}")
     found = {name: digest(arrays) for name, arrays in items.items()} | {"notes": _text_digest(notes)}
     if "card" in digests:
         found["card"] = _text_digest(card)
@@ -71,6 +68,18 @@ def read_step(path: pathlib.Path, names: tuple[str, ...]) -> tuple[dict[str, dic
                 f"checkpoint {path} is corrupt: its {name} does not match the digest it was saved with"
             )
     return items, notes, card
+
+
+def check_format(found: object, known: int, where: object) -> None:
+    """Refuse the number of a format that this version does not know.
+
+    Raises:
+      UserError: it is higher, or no number.
+    """
+    if not isinstance(found, int) or found > known:
+        raise UserError(
+            f"{where}: expected format {known} or lower, found {found}; update resnet_jax, or mend the file"
+        )
 
 
 def digest(arrays: Mapping[str, np.ndarray]) -> str:

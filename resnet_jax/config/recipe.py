@@ -15,7 +15,7 @@ from resnet_jax.data.info import DatasetInfo
 from resnet_jax.data.order import steps_for_epochs
 from resnet_jax.data.preprocessing import Preprocessing
 from resnet_jax.models import attributes_of, create_model
-from resnet_jax.models.profile import Layer, profile, totals
+from resnet_jax.models.profile import Layer, depth, profile, totals
 from resnet_jax.training.optim import make_optimizer, make_schedule
 
 
@@ -111,6 +111,11 @@ class Recipe:
         """Multiply-adds of the forward pass for one image."""
         return totals(self.layers)[1]
 
+    @property
+    def depth(self) -> int:
+        """The number in a net's name; see `profile.depth`."""
+        return depth(self.layers)
+
     # --- the data ---
 
     def _image_shape(self) -> tuple[int, int, int]:
@@ -136,7 +141,7 @@ class Recipe:
         """Keyword arguments of `Preprocessing`, plain JSON."""
         info, evaluation = self.info, self.config.eval
         height, _, channels = self.stored_shape
-        fixed = info.image_shape is not None
+        fixed = info.fixed_size
         return {
             "size": height if fixed else evaluation.image_size or height,
             "crop_fraction": None if fixed else evaluation.crop_fraction,
@@ -162,6 +167,8 @@ class Recipe:
             preprocessing=self.preprocessing(mean_image),
             data={"name": data.name, "data_dir": data.data_dir, "validation_size": data.validation_size},
             source=source,
+            best_metric=self.config.checkpoint.best_metric,
+            max_corrupt=data.max_corrupt,
         )
 
     def describe(self, device_kinds: Sequence[str], workdir: object) -> dict[str, str]:

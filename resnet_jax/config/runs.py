@@ -12,11 +12,12 @@ from resnet_jax.checkpoint import Checkpoints, ModelCard, read_step, unflatten
 from resnet_jax.checkpoint.card import read_card
 from resnet_jax.checkpoint.files import is_step
 from resnet_jax.config.recipe import Recipe
-from resnet_jax.config.stored import read_config, upgrade
+from resnet_jax.config.stored import read_config
+from resnet_jax.data.corrupt import check_corrupt, warn_corrupt
 from resnet_jax.data.info import DatasetInfo
 from resnet_jax.data.preprocessing import Preprocessing, mean_image
 from resnet_jax.data.reader import prefetch
-from resnet_jax.data.sampling import check_corrupt, read_image, warn_corrupt
+from resnet_jax.data.sampling import read_image
 from resnet_jax.data.splits import PHOTO_MEAN, PHOTO_STD, dataset_info, load_splits
 from resnet_jax.errors import UserError
 from resnet_jax.workdir import absolute
@@ -39,31 +40,36 @@ def load_checkpoint(path: str | pathlib.Path, step: str | int = "best", *, ema: 
     Raises:
       UserError: no run, no such step, a corrupt checkpoint, no moving average.
     """
-    folder, card = _find(path, step)
-    items, _, stored_card = read_step(folder, ("model",))
-    card = ModelCard.from_json(stored_card, folder) if stored_card else card()
+    return load_model(path, step, ema=ema)[1:]
+
+
+def load_model(
+    path: str | pathlib.Path, step: str | int = "best", *, ema: bool = False
+) -> tuple[ModelCard, object, dict]:
+    """(card, model, variables) of a checkpoint; see `load_checkpoint`."""
+    folder = _step_folder(path, step)
+    items, _, stored = read_step(folder, ("model",))
+    card = _card_of_step(folder, stored)
     shapes = card.variable_shapes()
     has_ema = any(name.startswith("ema.") for name in items["model"])
     variables = unflatten({**shapes, "ema": shapes} if has_ema else shapes, items["model"], folder)
     if ema and not has_ema:
         raise UserError(f"ema: {path} kept no moving average of the weights (train.ema_decay was 0)")
     averaged = variables.pop("ema", None)
-    return card.create_model(), jax.tree.map(jnp.asarray, averaged if ema else variables)
+    return card, card.create_model(), jax.tree.map(jnp.asarray, averaged if ema else variables)
 
 
-def load_card(path: str | pathlib.Path) -> ModelCard:
+def load_card(path: str | pathlib.Path, step: str | int = "best") -> ModelCard:
     """The model card of a run, of one step of it, or in a file.
 
     Raises:
       UserError: there is none.
     """
     path = absolute(path)
-    card = None if is_step(path) else read_card(path)
-    if card is None:
-        folder, from_config = _find(path, "latest")
-        _, _, stored_card = read_step(folder, ())
-        card = ModelCard.from_json(stored_card, folder) if stored_card else from_config()
-    return card
+    if path.is_file():
+        return read_card(path)
+    folder = _step_folder(path, step)
+    return _card_of_step(folder, read_step(folder, ())[2])
 
 
 def preprocessing(source: str | pathlib.Path | ModelCard) -> Preprocessing:
@@ -80,15 +86,12 @@ def preprocessing(source: str | pathlib.Path | ModelCard) -> Preprocessing:
     return card.create_preprocessing()
 
 
-def load_data(
-    path: str | pathlib.Path, split: str = "test", *, max_corrupt: float = 0.001
-) -> tuple[jax.Array, np.ndarray]:
+def load_data(path: str | pathlib.Path, split: str = "test") -> tuple[jax.Array, np.ndarray]:
     """A split of a run's data, prepared as the run prepared it for evaluation, all of it in memory.
 
     Args:
       path: as `load_checkpoint` takes it.
       split: "train", "validation" or "test".
-      max_corrupt: maximal share of corrupt images.
 
     Returns:
       (images, labels): float32 (n, h, w, c), normalised, on the default device; int32 (n,). A corrupt image is black,
@@ -110,21 +113,38 @@ def load_data(
         if image is not None:
             images[index] = preprocess.center_view(image)
     warn_corrupt(source, np.flatnonzero(corrupt))
-    check_corrupt(corrupt.sum(), len(source), max_corrupt)
+    check_corrupt(corrupt.sum(), len(source), card.max_corrupt)
     return jax.jit(preprocess.normalize)(images), labels
 
 
-def _find(path: str | pathlib.Path, step: str | int):
-    """(folder of a step, function that makes the card of a run of format 0)."""
+def _step_folder(path: str | pathlib.Path, step: str | int) -> pathlib.Path:
+    """The folder of a step, from its own path or that of a run."""
     path = absolute(path)
     if is_step(path):
-        return path, lambda: _card_from_config(path.parent.parent)
+        return path
     card = read_card(path)
+    if not path.exists():
+        raise UserError(f"workdir: expected the folder of a run, found no {path}")
     if card is None and not (path / "config.json").exists():
-        raise UserError(f"workdir: expected the folder of a run, found neither card.json nor config.json in {path}")
-    config = upgrade(card.source["config"], path) if card else read_config(path)
-    with Checkpoints(path, best_metric=config.checkpoint.best_metric, read_only=True) as checkpoints:
-        return checkpoints.path(checkpoints.resolve(step)), lambda: _card_from_config(path)
+        raise UserError(
+            "workdir: expected the folder of a run, or of one step of it (like checkpoints/100), found neither "
+            f"card.json nor config.json in {path}"
+        )
+    best_metric = card.best_metric if card else read_config(path).checkpoint.best_metric
+    with Checkpoints(path, best_metric=best_metric, read_only=True) as checkpoints:
+        return checkpoints.path(checkpoints.resolve(step))
+
+
+def _card_of_step(folder: pathlib.Path, stored: dict | None) -> ModelCard:
+    """The card beside the weights, which their digests cover; for a step of format 0, that of its run."""
+    if stored:
+        return ModelCard.from_json(stored, folder)
+    workdir = folder.parent.parent
+    if card := read_card(workdir):
+        return card
+    if not (workdir / "config.json").exists():
+        raise UserError(f"{folder}: a checkpoint of format 0 has no card of its own; give the folder of its run")
+    return _card_from_config(workdir)
 
 
 def _card_from_config(workdir: pathlib.Path) -> ModelCard:

@@ -5,7 +5,7 @@ import pathlib
 import numpy as np
 
 from resnet_jax.checkpoint import ModelCard
-from resnet_jax.config.runs import load_card, load_checkpoint
+from resnet_jax.config.runs import load_card, load_model
 from resnet_jax.data.splits import load_splits
 from resnet_jax.environment import use_compilation_cache
 from resnet_jax.errors import UserError
@@ -42,10 +42,9 @@ def predict(
       UserError: no run, split, step or data; a view that these images do not have; too many corrupt images.
     """
     use_compilation_cache()
-    model, variables = load_checkpoint(path, step, ema=ema)
-    card = load_card(path)
+    card, model, variables = load_model(path, step, ema=ema)
     source, possible = _open_source(card, split, data, data_dir)
-    scorer = Scorer(model, variables, card.create_preprocessing(), view, flip)
+    scorer = Scorer(model, variables, card.create_preprocessing(), view, flip, card.max_corrupt)
     return scorer.predict(source, possible)
 
 
@@ -62,7 +61,7 @@ def evaluate(path: str | pathlib.Path, split: str = "test", step: str | int = "b
       UserError: see `predict`.
     """
     predictions = predict(path, split, step, ema=ema)
-    return {**predictions.scores(), "per_class": predictions.per_class(load_card(path).class_names)}
+    return {**predictions.scores(), "per_class": predictions.per_class(load_card(path, step).class_names)}
 
 
 def _open_source(card: ModelCard, split, data, data_dir) -> tuple[object, np.ndarray | None]:

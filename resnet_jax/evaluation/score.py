@@ -8,9 +8,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from resnet_jax.data.corrupt import check_corrupt, warn_corrupt
 from resnet_jax.data.preprocessing import Preprocessing
 from resnet_jax.data.reader import prefetch
-from resnet_jax.data.sampling import check_corrupt, read_image, warn_corrupt
+from resnet_jax.data.sampling import read_image
 from resnet_jax.evaluation.predictions import Predictions
 from resnet_jax.training.metrics import example_rows
 
@@ -29,7 +30,6 @@ class Scorer:
       view: a key of `crops.EVALUATION_VIEWS`; the probabilities that several views of an image give are averaged.
       flip: average over the mirror images, too.
       max_corrupt: maximal share of corrupt images.
-      num_workers: threads that read; default: one for each CPU.
     """
 
     model: object
@@ -38,7 +38,6 @@ class Scorer:
     view: str = "center"
     flip: bool = False
     max_corrupt: float = 0.001
-    num_workers: int | None = None
 
     def predict(self, source, possible: np.ndarray | None = None) -> Predictions:
         """The rows of a dataset, each example exactly once, in its order.
@@ -59,12 +58,12 @@ class Scorer:
             "loss": np.full(len(source), np.log(np.float32(classes))),
         }
         waiting = []
-        apply = self._apply(True if possible is None else possible)
-        for index, logits in _joined(apply_by_shape(self._examples(source, labels), apply, min(len(source), _BATCH))):
+        apply, batch_size = self._apply(True if possible is None else possible), min(len(source), _BATCH)
+        for index, logits in _joined(apply_by_shape(self._examples(source, labels), apply, batch_size)):
             waiting.append((index, logits))
-            if len(waiting) == _BATCH:
-                _judge(waiting, labels, rows)
-        _judge(waiting, labels, rows)
+            if len(waiting) == batch_size:
+                _judge(waiting, labels, rows, batch_size)
+        _judge(waiting, labels, rows, batch_size)
         names = [source.name(index) for index in range(len(source))]
         return Predictions(names, labels, rows["prediction"], rows["in_top5"], rows["loss"])
 
@@ -76,7 +75,7 @@ class Scorer:
             return [] if image is None else self.preprocessing.views(image, self.view), label
 
         corrupt = 0
-        for index, (images, label) in enumerate(prefetch(read, len(source), self.num_workers)):
+        for index, (images, label) in enumerate(prefetch(read, len(source))):
             labels[index] = tuple(np.atleast_1d(label).tolist())
             if images:
                 mirrored = [image[:, ::-1] for image in images] if self.flip else []
@@ -107,12 +106,12 @@ def _joined(views: Iterator[tuple[int, int, np.ndarray]]) -> Iterator[tuple[int,
             yield index, own[0] if total == 1 else _log_mean_probability(np.stack(own))
 
 
-def _judge(waiting: list[tuple[int, np.ndarray]], labels: list[tuple[int, ...]], rows: dict) -> None:
+def _judge(waiting: list[tuple[int, np.ndarray]], labels: list[tuple[int, ...]], rows: dict, batch_size: int) -> None:
     """Turn (index, logits) into rows; the batch is padded, so that it is compiled once."""
     if not waiting:
         return
     indices = [index for index, _ in waiting]
-    logits = np.zeros((_BATCH, len(waiting[0][1])), np.float32)
+    logits = np.zeros((batch_size, len(waiting[0][1])), np.float32)
     right = np.zeros(logits.shape, bool)
     for place, (index, values) in enumerate(waiting):
         logits[place] = values

@@ -16,7 +16,7 @@ from resnet_jax.evaluation.runs import evaluate, predict
 def print_split(console: Console, args: argparse.Namespace) -> None:
     """Scores of a run on a split, class by class."""
     scores = evaluate(args.runs[0], args.split, args.step, ema=args.ema)
-    data = load_card(args.runs[0]).data["name"]
+    data = load_card(args.runs[0], args.step).data["name"]
     table = Table(title=f"{args.split} of {data}: {scores['count']:,} examples", title_justify="left")
     table.add_column("class")
     table.add_column("accuracy", justify="right")
