@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 
 import ml_collections
 from flax import traverse_util
+from ml_collections.config_dict import placeholder
 
 from resnet_jax.config import default
 from resnet_jax.errors import UserError
@@ -52,9 +53,7 @@ def upgrade(stored: Mapping, where: object = "config") -> ml_collections.ConfigD
       UserError: a key that no version up to this one has had, or a value of another type.
     """
     config = default.get_config()
-    values = {**_BEFORE_THE_KEY_CAME, **{renamed(key): value for key, value in flatten(stored).items()}}
-    for key, value in values.items():
-        values[key] = _OLD_VALUES.get((key, value), value) if isinstance(value, str) else value
+    values = {**_BEFORE_THE_KEY_CAME, **_todays(flatten(stored))}
     known = flatten(config)
     if unknown := [key for key in values if key not in known]:
         raise UserError(f"{where}: {unknown[0]} is no key of this version; was it written by a newer one?")
@@ -101,14 +100,23 @@ def check_same_config(workdir: pathlib.Path, config: ml_collections.ConfigDict) 
 
 
 def _upgrade_study(stored: Mapping, where: pathlib.Path) -> ml_collections.ConfigDict:
-    study = ml_collections.ConfigDict({renamed(key): value for key, value in stored.items() if key != "experiment"})
-    study.experiment = upgrade(stored["experiment"], where)
-    study.seeds = tuple(stored["seeds"])
-    study.cells = tuple(
-        {**cell, "overrides": {renamed(key): value for key, value in cell["overrides"].items()}}
-        for cell in stored["cells"]
-    )
+    values = {renamed(key): value for key, value in stored.items()}
+    study = ml_collections.ConfigDict()
+    study.title = values["title"]
+    study.experiment = upgrade(values["experiment"], where)
+    study.cells = tuple({**cell, "overrides": _todays(cell["overrides"])} for cell in values["cells"])
+    study.seeds = tuple(values["seeds"])
+    study.replicas = placeholder(int)
+    study.replicas = values.get("replicas")
     return study.lock()
+
+
+def _todays(values: Mapping) -> dict:
+    """Values by today's keys, and today's values for those that are gone."""
+    found = {renamed(key): value for key, value in values.items()}
+    return {
+        key: _OLD_VALUES.get((key, value), value) if isinstance(value, str) else value for key, value in found.items()
+    }
 
 
 def _tuples(value):

@@ -3,7 +3,7 @@
 from rich.table import Table
 
 from resnet_jax.models.profile import Layer, totals
-from resnet_jax.studies.published import published_facts
+from resnet_jax.studies.published import published_values
 
 
 def layer_table(layers: list[Layer]) -> Table:
@@ -45,7 +45,7 @@ def _number(value) -> str:
 def published_parameters(name: str) -> tuple[int, str] | None:
     """(trainable parameters, source) published for a model, or None."""
     timm_name = name.replace("preact_resnet", "resnetv2_")
-    for source, counts in published_facts()["parameter_counts"].items():
+    for source, counts in published_values()["parameter_counts"].items():
         if name in counts:
             return counts[name], source
         if timm_name in counts:
@@ -59,7 +59,7 @@ def published_multiply_adds(name: str) -> tuple[float, str] | None:
     The paper's Table 1 has the stride on the first 1x1 convolution (our `_v1` nets), torchvision on the 3x3. The paper
     gives two VGG nets too, which cost the same with a norm.
     """
-    paper, torchvision = published_facts()["multiply_adds_224"].items()
+    paper, torchvision = published_values()["multiply_adds_224"].items()
     if name in torchvision[1]:
         return torchvision[1][name], torchvision[0]
     key = name.removeprefix("plain").removeprefix("resnet").removesuffix("_v1").removesuffix("_bn")

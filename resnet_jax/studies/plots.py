@@ -11,7 +11,7 @@ import matplotlib
 import numpy as np
 from matplotlib.ticker import LogLocator, MaxNLocator
 
-from resnet_jax.training.curves import STYLE, draw, points, subplots
+from resnet_jax.training.plots import STYLE, draw, points, subplots
 
 _MARKERS = "os^DvP*X"
 _LINE_STYLES = ("-", "--", ":", "-.")

@@ -43,7 +43,7 @@ class _Table(NamedTuple):
     remarks: tuple[str, ...] = ()
 
 
-def published_facts() -> dict:
+def published_values() -> dict:
     """The content of `published.json`."""
     return json.loads(importlib.resources.files("resnet_jax.studies").joinpath("published.json").read_text())
 
@@ -59,7 +59,7 @@ def published_error(config: ml_collections.ConfigDict) -> Published | None:
     for table in _TABLES:
         recipe = _protocol(table.recipe)
         if net in table.nets and found["data.name"] == recipe["data.name"]:
-            group = published_facts()[table.group]
+            group = published_values()[table.group]
             errors = next(errors for name, errors in group.items() if name.startswith(table.source))
             words = (*_in_words(recipe, found), *table.remarks)
             return Published(errors[table.nets[net]], table.source, words)

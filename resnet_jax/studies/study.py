@@ -150,11 +150,10 @@ def read_study(workdir: str | pathlib.Path) -> ml_collections.ConfigDict:
     Raises:
       UserError: the folder holds none.
     """
-    stored = read_config(workdir)
-    if not is_study(stored):
+    study = read_config(workdir)
+    if not is_study(study):
         raise UserError(f"workdir: expected the folder of a study, found that of a run: {workdir}")
-    # Its keys in their usual order, so that a report of stored runs equals the one that followed them, to the letter.
-    return make_study(stored.title, stored.experiment, stored.cells, stored.seeds)
+    return study
 
 
 @dataclasses.dataclass
