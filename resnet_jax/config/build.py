@@ -49,7 +49,6 @@ def make_recipe(config: ml_collections.ConfigDict) -> Recipe:
     Raises:
       UserError: a config that cannot run, or data that are not there.
     """
-    check_config(config)
     return Recipe(config, dataset_info(config.data.name, config.data.data_dir))
 
 
@@ -68,7 +67,7 @@ class Assembly:
     """The parts that runs of one program share: devices, data, and the functions that are compiled for them.
 
     Attributes:
-      recipe: of one of the runs.
+      recipe: recipe of any of the runs.
       parallel: devices.
       splits: datasets by split.
       mean_image: that of the training images if it is subtracted, or None.

@@ -141,12 +141,13 @@ def _check_augmentation(config: ml_collections.ConfigDict) -> None:
     for field, (pair, holds) in ranges.items():
         if len(pair) != 2 or not all(isinstance(bound, int | float) for bound in pair) or not holds(*pair):
             raise UserError(f"{field}: expected a lower and an upper bound, found {tuple(pair)}")
-    if len(augment.jitter) != 4 or min(augment.jitter) < 0 or augment.jitter[3] > 0.5:
+    jitter = [value for value in augment.jitter if isinstance(value, int | float)]
+    if len(jitter) != len(augment.jitter) or len(jitter) != 4 or min(jitter) < 0 or jitter[3] > 0.5:
         raise UserError(
             "augment.jitter: expected four numbers from 0 on, the last (hue) at most 0.5, found "
             f"{tuple(augment.jitter)}"
         )
-    sizes = [tuple(pair) for pair in augment.sizes]
+    sizes = [tuple(pair) if isinstance(pair, list | tuple) else () for pair in augment.sizes]
     if not all(len(pair) == 2 and 0 <= pair[0] < 1 and isinstance(pair[1], int) and pair[1] >= 1 for pair in sizes) or (
         sorted(sizes) != sizes
     ):
@@ -246,7 +247,7 @@ def check_warmup(config: ml_collections.ConfigDict, warmup_steps: int, num_steps
     if warmup_steps >= num_steps:
         raise UserError(
             f"optim.warmup_epochs, optim.warmup_steps: expected a warmup shorter than the run of {num_steps} steps, "
-            f"found {warmup_steps} steps"
+            f"found {warmup_steps} steps; try a longer run (train.epochs) or --config.optim.warmup_epochs=0"
         )
     if warmup_steps and config.optim.schedule == "triangular":
         raise UserError(

@@ -1,11 +1,6 @@
-"""ResNet-20 on scikit-learn's handwritten digits: the default experiment, and every key with its default.
+"""Every key of a config, its default and its meaning: the default experiment, ResNet-20 on handwritten digits.
 
-    python train.py
-
-Hardware: 2 CPU cores. Time: half a minute. Result: 99.1% test accuracy (mean of the last epoch over seeds 0 to 5,
-standard deviation 0.2). No download.
-
-Other experiments import this file and set only what differs. The config is locked: a misspelt key is an error.
+Other experiments start from this one and set only the differences. The config is locked: a misspelt key is an error.
 """
 
 import ml_collections
@@ -65,9 +60,7 @@ def _data() -> ml_collections.ConfigDict:
     data.normalization = "channel"  # by the data set's mean and std; or "pixel_mean": minus the mean training image
     data.workers = "threads"  # of the stream: threads, or processes where Python itself keeps threads waiting
     data.num_workers = placeholder(int)  # on each host; default: as many as there are CPUs
-    data.max_corrupt = (
-        0.001  # of the stream: maximal share of corrupt images; training counts every epoch begun as whole
-    )
+    data.max_corrupt = 0.001  # of the stream: max share of corrupt images; an epoch that has begun counts as a whole
     return data
 
 

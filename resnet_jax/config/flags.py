@@ -1,6 +1,7 @@
 """Config files by name, and command lines: --config=FILE --config.KEY=VALUE --workdir=DIR"""
 
 import importlib.util
+import inspect
 import pathlib
 import re
 import warnings
@@ -13,6 +14,7 @@ from ml_collections import ConfigDict, config_flags
 from resnet_jax.config.stored import RENAMED
 from resnet_jax.errors import UserError, did_you_mean
 
+_KEYS = f"{pathlib.Path(__file__).parent / 'default.py'} lists the keys of --config with their defaults."
 CONFIGS = pathlib.Path(__file__).parent.parent / "configs"
 
 
@@ -27,7 +29,7 @@ def get_config(name: str = "default") -> ConfigDict:
         your own; either with an argument of its `get_config` after a colon.
 
     Raises:
-      UserError: there is no such file.
+      UserError: there is no such file, or it takes no argument.
     """
     name, _, argument = str(name).partition(":")
     path = pathlib.Path(name) if name.endswith(".py") else CONFIGS / f"{name}.py"
@@ -37,6 +39,11 @@ def get_config(name: str = "default") -> ConfigDict:
     spec = importlib.util.spec_from_file_location(f"resnet_jax_config_{path.stem}", path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
+    if not callable(getattr(module, "get_config", None)):
+        raise UserError(f"config: expected a function get_config in {path}, found none")
+    takes_argument = bool(inspect.signature(module.get_config).parameters)
+    if argument and not takes_argument:
+        raise UserError(f"config: expected no argument after {name}, found {argument!r}")
     return module.get_config(argument) if argument else module.get_config()
 
 
@@ -120,7 +127,7 @@ def _parse_flags(argv, default, description, define) -> flags.FlagValues:
         raise UserError(f"command line: {str(error).strip().splitlines()[-1]}") from None
     if values.help:
         own = [f"--{name}: {values[name].help}" for name in values if name not in ("config", "help", "h", "?")]
-        print("\n".join([description, "", *own, "", f"The keys of --config, with their defaults, stand in {default}."]))
+        print("\n".join([description, "", *own, "", _KEYS]))
         raise SystemExit
     if rest:
         raise UserError(f"expected --config=FILE, --config.KEY=VALUE and --workdir=DIR, found {rest[0]!r}")

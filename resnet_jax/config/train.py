@@ -19,6 +19,7 @@ from resnet_jax.config.build import (
     random_keys,
     resolve,
 )
+from resnet_jax.config.flags import is_study
 from resnet_jax.environment import use_compilation_cache
 from resnet_jax.errors import DivergedError, UserError
 from resnet_jax.training.console import end_screen
@@ -57,6 +58,8 @@ def train(
       DivergedError: the loss is not finite.
       InterruptedRun: asked to stop; a checkpoint was saved.
     """
+    if not isinstance(config, ml_collections.ConfigDict) or is_study(config):
+        raise UserError("train: expected the config of an experiment, as from get_config; for a study see ablate")
     use_compilation_cache()
     if config.parallel.distributed:
         join_processes()
@@ -149,9 +152,9 @@ def speed_up(configs: Sequence[ml_collections.ConfigDict], steps: int = 10) -> t
 def _write_result(run: TrainingRun, result: dict) -> None:
     if not is_main_process():
         return
-    from resnet_jax.training import curves  # on use: it brings matplotlib, which the start of a run should not wait for
+    from resnet_jax.training import plots  # on use: it brings matplotlib, which the start of a run should not wait for
 
     model = run.recipe.config.model.name
     lines = read_metrics(run.workdir / "metrics.jsonl")
-    curves.plot_run(lines, run.workdir / "curves.png", f"{model} on {run.recipe.data_name}")
+    plots.plot_run(lines, run.workdir / "curves.png", f"{model} on {run.recipe.data_name}")
     write_json(run.workdir / "result.json", result)  # last: a run that has it is complete

@@ -97,6 +97,8 @@ class Preprocessing:
             decoded = [_decoded(image) for image in images]
         else:
             decoded = [_decoded(images)]
+        if not decoded:
+            raise UserError("images: expected at least one, found none")
         return jax.jit(self.normalize)(jnp.asarray(np.stack([self.center_view(image) for image in decoded])))
 
 
@@ -122,9 +124,9 @@ def _decoded(image) -> np.ndarray:
         image = np.asarray(image if image.mode == "L" else image.convert("RGB"))
     image = np.asarray(image)
     image = image[..., None] if image.ndim == 2 else image
-    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[-1] not in (1, 3):
-        raise UserError(
-            f"images: expected uint8 (height, width, 1 or 3), found {image.dtype} {image.shape}; floating point images "
-            "are taken to be normalised already"
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[-1] not in (1, 3) or not image.size:
+        advice = (
+            "floats are normalised already" if image.dtype.kind == "f" else "several images are (n, height, width, c)"
         )
+        raise UserError(f"images: expected uint8 (height, width, 1 or 3), found {image.dtype} {image.shape}; {advice}")
     return image

@@ -45,7 +45,7 @@ def create_model(name: str, *, num_classes: int, dtype=jnp.float32, **overrides)
     Args:
       name: a key of `MODELS`.
       num_classes: size of the logits.
-      dtype: of the computation (`jnp.float32` or `jnp.bfloat16`); parameters stay float32.
+      dtype: precision of the computation (`jnp.float32` or `jnp.bfloat16`); parameters stay float32.
       **overrides: other attributes of the model (`attributes_of`). Each of `conv`, `norm`, `downsample`, `shortcut`,
         `stem` and `gate` is a key of its table (`CONVS`, `NORMS`, ...), or a mapping `{"name": key, **settings}`, or a
         value of your own of the same kind. Settings are keyword arguments of the function in the table: those that
@@ -56,17 +56,27 @@ def create_model(name: str, *, num_classes: int, dtype=jnp.float32, **overrides)
     """
     if name not in MODELS:
         raise UserError(f"model.name: no model is called {name!r}; {did_you_mean(name, MODELS)}")
-    if num_classes < 1:
-        raise UserError(f"model.num_classes: expected at least 1, found {num_classes}")
-    if not jnp.issubdtype(dtype, jnp.floating):
-        raise UserError(f"precision: expected a floating point dtype, found {dtype!r}")
+    _check_count("num_classes", num_classes)
+    try:
+        is_float = jnp.issubdtype(jnp.dtype(dtype), jnp.floating)
+    except TypeError:
+        is_float = False
+    if not is_float:
+        raise UserError(f"dtype: expected a floating point dtype, found {dtype!r}")
     attributes = attributes_of(name)
     for key, value in overrides.items():
         if key not in attributes:
             raise UserError(f"model.{key}: a model {name} has no such attribute; {did_you_mean(key, attributes)}")
         if key in _TABLES:
             overrides[key] = _value(key, value)
+        if key in ("groups", "base_width", "width"):
+            _check_count(key, value)
     return MODELS[name](num_classes=num_classes, dtype=dtype, **overrides)
+
+
+def _check_count(key: str, value: object) -> None:
+    if not isinstance(value, int) or value < 1:
+        raise UserError(f"model.{key}: expected a whole number, min 1, found {value!r}")
 
 
 def _value(kind: str, given) -> Callable | Stem | None:

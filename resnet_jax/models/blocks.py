@@ -46,7 +46,7 @@ class Block(nn.Module):
 
     Attributes:
       width: number of channels, before `base_width` and `groups` change those inside of a bottleneck.
-      stride: of the block.
+      stride: step of the convolution that shrinks the image.
       shortcut: one of the functions in `SHORTCUTS`.
       conv: a conv like those in `CONVS`, its dtype bound.
       norm: a norm like those in `NORMS`, its dtype and `train` bound, for the branch: an `announced` one.
@@ -54,7 +54,7 @@ class Block(nn.Module):
       gate: function of the end of the branch (see above), or None.
       drop: function of the branch: `stochastic_depth` with its rate.
       zero_init: start the branch at zero.
-      groups: of the 3x3 convolution of a bottleneck (Xie et al. 2017, arXiv:1611.05431).
+      groups: number of groups in the 3x3 convolution of a bottleneck (Xie et al. 2017, arXiv:1611.05431).
       base_width: channels of each group of a bottleneck where `width` is 64.
     """
 
@@ -94,7 +94,10 @@ class Block(nn.Module):
     @property
     def inner_width(self) -> int:
         """Channels inside a bottleneck: `width`, in `groups` groups of `base_width` for each 64."""
-        return int(self.width * (self.base_width / 64)) * self.groups
+        width = int(self.width * (self.base_width / 64)) * self.groups
+        if not width:
+            raise UserError(f"model.base_width: expected more than {self.base_width} where width is {self.width}")
+        return width
 
     @property
     def shortcut_norm(self) -> Callable:

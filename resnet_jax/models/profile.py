@@ -21,7 +21,7 @@ class Layer:
       output_shape: without the batch.
       parameters: number of trainable weights.
       multiply_adds: for one image; biases, norms, poolings and blurs count as nothing (He et al. 2015, Table 1).
-      activation_bytes: of its output for one image.
+      activation_bytes: size of its output for one image.
       is_on_main_path: False in shortcuts and gates, which do not count as depth.
     """
 

@@ -42,12 +42,12 @@ class ResNet(nn.Module):
       norm: one of the functions in `NORMS`.
       downsample: one of the functions in `DOWNSAMPLES`, for the convolutions of the blocks.
       gate: function of the end of each branch (see `models.blocks`), or None.
-      groups: of the 3x3 convolutions of bottlenecks; ResNeXt-50 32x4d has 32, with a `base_width` of 4.
+      groups: number of groups in the 3x3 convolutions of bottlenecks; ResNeXt-50 32x4d has 32 and `base_width` 4.
       base_width: channels of each group of a bottleneck in the first stage of a net of width 64.
       stochastic_depth: the probability that training drops the branch of the last block; see `drop_rates`.
       zero_init_last_scale: start each branch at zero, so that blocks begin as the identity: by the scale of its last
         norm (Goyal et al. 2017, section 5.1), in pre-activation blocks by its last kernel.
-      dtype: of the computation. Parameters and batch statistics are float32 always.
+      dtype: precision of the computation. Parameters and batch statistics are float32 always.
     """
 
     num_classes: int

@@ -18,7 +18,7 @@ class VGG(nn.Module):
     Attributes:
       num_classes: size of the logits.
       stage_sizes: convolutions per stage, which have 64, 128, 256, 512 and 512 channels.
-      dtype: of the computation. Parameters are float32 always.
+      dtype: precision of the computation. Parameters are float32 always.
       conv: one of the functions in `CONVS`.
     """
 
