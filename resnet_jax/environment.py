@@ -1,4 +1,4 @@
-"""What a run depends on outside its config, and the cache of compiled programs."""
+"""Surroundings of a run: versions, devices, processors, and the cache of compiled programs."""
 
 import datetime
 import importlib.metadata
@@ -30,13 +30,18 @@ def describe_environment() -> dict:
         "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "python": platform.python_version(),
         "platform": platform.platform(),
-        "cpus": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "cpus": num_cpus(),
         "devices": [str(device.device_kind) for device in jax.devices()],
         "processes": jax.process_count(),
         "xla_flags": os.environ.get("XLA_FLAGS", ""),
         "git_revision": git_revision(),
         **{package: importlib.metadata.version(package) for package in _PACKAGES},
     }
+
+
+def num_cpus() -> int:
+    """Number of CPUs that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 
 
 def git_revision() -> str | None:

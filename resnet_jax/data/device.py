@@ -70,7 +70,7 @@ class DeviceLoader:
         """One device's part of the training batch of `step` (traced).
 
         Args:
-          inputs: of one replica, from `inputs`.
+          inputs: those of one replica, from `inputs`.
           step: int32, from `first` to before `first + steps_per_call`.
           shard: number of the device.
 

@@ -21,7 +21,7 @@ def epoch_order(key: jax.Array, epoch: int | jax.Array, num_examples: int) -> ja
     """A permutation of the example ids 0..num_examples-1, int32 (num_examples,).
 
     Args:
-      key: typed PRNG key; from the seed of the run.
+      key: typed PRNG key, made of the seed.
       epoch: number of the epoch, from 0.
       num_examples: size of the training split.
     """

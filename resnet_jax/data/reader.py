@@ -3,7 +3,6 @@
 import collections
 import functools
 import math
-import os
 import signal
 import threading
 import weakref
@@ -15,6 +14,7 @@ import numpy as np
 from absl import flags
 
 from resnet_jax.data.sampling import EvalSampler, TrainSampler
+from resnet_jax.environment import num_cpus
 from resnet_jax.errors import UserError
 
 WORKERS = ("threads", "processes")  # threads share memory but take turns in Python; processes do neither
@@ -24,11 +24,6 @@ _UNUSED = 8  # buffers that wait to be used again
 
 if not flags.FLAGS.is_parsed():
     flags.FLAGS.mark_as_parsed()  # Grain reads flags of its own, which the commands here do not have
-
-
-def num_cpus() -> int:
-    """Number of CPUs that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 
 
 def prefetch(

@@ -6,7 +6,6 @@ of hosts, threads and processes, and a run starts at any step at once.
 
 import dataclasses
 import threading
-import warnings
 from collections.abc import Callable
 
 import jax
@@ -152,10 +151,6 @@ class EvalSampler:
     shape: tuple[int, int, int]
     batch_size: int
 
-    def image_shape(self, batch: int) -> tuple[int, int, int]:
-        """`shape`, for every batch."""
-        return self.shape
-
     def empty(self, batch: int, count: int, empty: Callable = np.empty) -> dict[str, np.ndarray]:
         """Arrays for `count` examples.
 
@@ -194,32 +189,3 @@ def read_image(source, index: int) -> tuple[np.ndarray | None, int | np.ndarray]
         return decode(record.image) if isinstance(record.image, bytes) else record.image, record.label
     except CorruptImage:
         return None, record.label
-
-
-def warn_corrupt(source, ids: np.ndarray) -> None:
-    """Warn of the examples of a source that could not be decoded.
-
-    Args:
-      source: see `sources`.
-      ids: int (n,), numbers of the examples; -1 for none.
-    """
-    for index in ids[ids >= 0].tolist():
-        warnings.warn(f"{source.name(index)} cannot be decoded", stacklevel=1)
-
-
-def check_corrupt(corrupt: float, images: int, limit: float) -> None:
-    """Refuse more corrupt images than a share of all.
-
-    Args:
-      corrupt: number of corrupt images.
-      images: number of images.
-      limit: the largest share, 0 to 1.
-
-    Raises:
-      UserError: `corrupt` is more than `limit * images`.
-    """
-    if corrupt > limit * images:
-        raise UserError(
-            f"data.max_corrupt: expected at most {limit:.2%} of {images:,} images to be corrupt, found {corrupt:.0f}, "
-            "which the warnings name; mend or remove them, or train a run that allows more (data.max_corrupt)"
-        )

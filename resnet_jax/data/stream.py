@@ -6,10 +6,11 @@ import grain
 import jax
 import numpy as np
 
+from resnet_jax.data.corrupt import warn_corrupt
 from resnet_jax.data.crops import Box
 from resnet_jax.data.order import StepInputs, padded_batch_size
 from resnet_jax.data.reader import batches
-from resnet_jax.data.sampling import EpochOrder, EvalSampler, TrainSampler, warn_corrupt
+from resnet_jax.data.sampling import EpochOrder, EvalSampler, TrainSampler
 from resnet_jax.errors import UserError
 
 _ENDLESS = 2**40  # batches

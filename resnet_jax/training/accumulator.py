@@ -16,7 +16,7 @@ class StepTimer:
 
     Args:
       deliver: `(last step, sums)` takes the sums of a call on the host, (..., steps) each.
-      seconds_before: wall time of earlier sessions of the run.
+      seconds_before: wall time of earlier sessions.
     """
 
     def __init__(self, deliver: Callable[[int, dict], None], seconds_before: float = 0.0):

@@ -85,7 +85,7 @@ class TrainingDisplay:
 
     Args:
       console: for the lines.
-      first_step, num_steps: begin of the session and end of the run.
+      first_step, num_steps: where the bar begins and ends.
       bars: the run's bar goes among these; None for one of its own.
     """
 

@@ -8,10 +8,9 @@ from collections.abc import Callable
 
 from rich.console import Console
 
-from resnet_jax.checkpoint import Checkpoints
-from resnet_jax.data.sampling import check_corrupt
+from resnet_jax.checkpoint.store import Checkpoints
+from resnet_jax.data.corrupt import check_corrupt
 from resnet_jax.errors import DivergedError, InterruptedRun
-from resnet_jax.models.profile import depth
 from resnet_jax.training.accumulator import Accumulator, StepTimer
 from resnet_jax.training.logs import MetricsLog
 from resnet_jax.training.metrics import scores
@@ -95,7 +94,7 @@ class TrainingRun:
             "steps": recipe.num_steps,
             "parameters": recipe.num_parameters,
             "multiply_adds": recipe.multiply_adds,
-            "depth": depth(recipe.layers),
+            "depth": recipe.depth,
             "seconds": round(self.timer.seconds() / self.num_replicas, 3),
             "images_per_second": self.timer.images_per_second(),
         }
@@ -175,7 +174,7 @@ class Evaluate(Hook):
     """Scores the validation split, if there is one; and the test split for its curve alone.
 
     Attributes:
-      scores: of the validation split at the last evaluation, or None.
+      scores: those on the validation split at the last evaluation, or None.
     """
 
     scores: dict | None = None
@@ -223,8 +222,8 @@ class Preempt(Hook):
         if is_main_process():
             write_json(run.workdir / "result.json", {"completed": False, **run.progress(step)})
         raise InterruptedRun(
-            f"stopped at step {step} of {run.recipe.num_steps}, which is saved; to continue, give the same command with\n"
-            f"  --workdir={run.workdir}"
+            f"stopped at step {step} of {run.recipe.num_steps}, which is saved; to continue, give the same command "
+            f"with\n  --workdir={run.workdir}"
         )
 
 

@@ -23,7 +23,7 @@ def run_loop(program: Program, recipe, state: TrainState, step: int, timer: Step
     Args:
       program: compiled functions.
       recipe: `num_steps` and `steps_in_call`.
-      state: of one run, or of replicas with a leading axis.
+      state: a run's, or that of replicas with a leading axis.
       step: number of updates that the state has had.
       timer: gets the sums of each call.
       hooks: called in this order after each call.

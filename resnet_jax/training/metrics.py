@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -20,6 +21,8 @@ def example_rows(logits: jax.Array, right: jax.Array) -> dict[str, jax.Array]:
       `correct` and `in_top5`, bool (b,), never True then; `loss`, float32 (b,), minus the logarithm of the probability
       of the right classes, in nats; 0 without a right class.
     """
+    chex.assert_rank(logits, 2)
+    chex.assert_equal_shape([logits, right])
     logits = logits.astype(jnp.float32)
     finite = jnp.all(jnp.isfinite(logits), axis=-1)
     _, top5 = jax.lax.top_k(logits, min(5, logits.shape[-1]))

@@ -56,7 +56,7 @@ def join_processes() -> None:
     except (ValueError, RuntimeError) as error:
         raise UserError(
             f"parallel.distributed: expected a job of several processes, found none to join ({error}); start it with "
-            "your cluster's launcher (srun, mpirun, ...) or set JAX_COORDINATOR_ADDRESS"
+            "your cluster's launcher (srun, mpirun, ...), or call jax.distributed.initialize with addresses before"
         ) from None
 
 

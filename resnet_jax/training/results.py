@@ -1,6 +1,6 @@
 """The end of a run: scores of the last and the best weights, and what is looked at after training."""
 
-from resnet_jax.checkpoint import unflatten
+from resnet_jax.checkpoint.files import unflatten
 from resnet_jax.training.hooks import TrainingRun
 from resnet_jax.training.parallel import is_main_process
 from resnet_jax.training.probes import probe_batch_statistics, probe_lesions

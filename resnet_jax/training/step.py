@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Protocol
 
+import chex
 import flax
 import jax
 import jax.numpy as jnp
@@ -19,7 +20,7 @@ class TrainState:
     Attributes:
       step: int32, number of updates done.
       params, batch_stats: model variables.
-      opt_state: of the Optax optimizer; it holds the peak learning rate.
+      opt_state: state of the Optax optimizer; it holds the peak learning rate.
       ema: moving averages {"params", "batch_stats"} of the two, or None.
       key: typed PRNG key of augmentation and dropout; never changed, folded with the step.
     """
@@ -190,6 +191,8 @@ def make_gradient(
         return grads, (batch_stats, jax.tree.map(lambda s: jnp.sum(s, axis=0), sums))
 
     def gradient_and_sums(params, batch_stats, batch, key):
+        chex.assert_rank([batch["image"], batch["target"]], [4, 2])
+        chex.assert_equal_shape_prefix([batch["image"], batch["target"]], 1)
         compute = gradient if grad_accum_steps == 1 else accumulate
         grads, (batch_stats, sums) = compute(params, batch_stats, batch["image"], batch["target"], key)
         return grads, (batch_stats, {**sums, "corrupt": jnp.sum(_corrupt(batch), dtype=jnp.float32)})
