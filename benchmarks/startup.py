@@ -47,7 +47,7 @@ def main() -> None:
         cold = [seconds_to_first_step(f"{folder}/cache{i}", f"{folder}/cold{i}") for i in range(args.repeats)]
         warm = [seconds_to_first_step(f"{folder}/cache0", f"{folder}/warm{i}") for i in range(args.repeats)]
     for name, seconds in (("empty", cold), ("filled", warm)):
-        line = {"cache": name, "median": statistics.median(seconds), "least": min(seconds), "most": max(seconds)}
+        line = {"cache": name, "median": statistics.median(seconds), "min": min(seconds), "max": max(seconds)}
         print(json.dumps({key: value if key == "cache" else round(value, 2) for key, value in line.items()}))
 
 

@@ -1,9 +1,9 @@
 """Speed, compile time and memory of the bare training step on one device, for synthetic images.
 
-    python -m benchmarks.step_time --model resnet50 --size 224 --batch 32 --precision bfloat16
+    python -m benchmarks.step_time --model resnet50 --size 224 --batch 32 --dtype bfloat16
 
 Every option but --blocks and --steps takes several values; each combination prints one JSON line. A block is `steps`
-steps, timed as one; the line gives the median, least and most images per second over the blocks.
+steps, timed as one; the line gives the median, min and max images per second over the blocks.
 """
 
 import argparse
@@ -19,26 +19,25 @@ import optax
 
 from resnet_jax.errors import command_line
 from resnet_jax.models import create_model
-from resnet_jax.step import create_state, make_train_step
+from resnet_jax.training.step import create_state, make_train_step
 
 
-def measure(name: str, size: int, batch: int, precision: str, blocks: int, steps: int) -> dict:
+def measure(name: str, size: int, batch: int, dtype: str, blocks: int, steps: int) -> dict:
     """One JSON line, as a dict."""
-    model = create_model(name, num_classes=1000, dtype=jnp.dtype(precision))
+    model = create_model(name, num_classes=1000, dtype=jnp.dtype(dtype))
     optimizer = optax.sgd(0.1, momentum=0.9)
     images = jax.random.normal(jax.random.key(0), (batch, size, size, 3))
     data = {"image": images, "target": jax.nn.one_hot(jnp.arange(batch) % 1000, 1000)}
-    state = jax.jit(lambda key: create_state(model, optimizer, key, images[:1], with_ema=False))(jax.random.key(0))
+    state = jax.jit(lambda key: create_state(model, optimizer, key, key, images[:1], with_ema=False))(jax.random.key(0))
 
-    key = jax.random.key(1)
     start = time.perf_counter()
-    step = jax.jit(make_train_step(model, optimizer), donate_argnums=0).lower(state, data, key).compile()
+    step = jax.jit(make_train_step(model, optimizer), donate_argnums=0).lower(state, data).compile()
     compile_seconds = time.perf_counter() - start
     rates = []
     for _ in range(1 + blocks):
         start = time.perf_counter()
         for _ in range(steps):
-            state, sums = step(state, data, key)
+            state, sums = step(state, data)
         jax.block_until_ready((state, sums))
         rates.append(steps * batch / (time.perf_counter() - start))
     rates = rates[1:]  # the first block warms up
@@ -46,12 +45,12 @@ def measure(name: str, size: int, batch: int, precision: str, blocks: int, steps
         "model": name,
         "size": size,
         "batch": batch,
-        "precision": precision,
+        "dtype": dtype,
         "device": jax.devices()[0].device_kind,
         "jax": jax.__version__,
         "images_per_second": round(float(np.median(rates)), 2),
-        "images_per_second_least": round(min(rates), 2),
-        "images_per_second_most": round(max(rates), 2),
+        "images_per_second_min": round(min(rates), 2),
+        "images_per_second_max": round(max(rates), 2),
         "blocks": blocks,
         "steps": steps,
         "compile_seconds": round(compile_seconds, 2),
@@ -78,12 +77,12 @@ def main() -> None:
     parser.add_argument("--model", nargs="+", default=["resnet50"])
     parser.add_argument("--size", nargs="+", type=int, default=[224])
     parser.add_argument("--batch", nargs="+", type=int, default=[32])
-    parser.add_argument("--precision", nargs="+", choices=("float32", "bfloat16"), default=["float32"])
+    parser.add_argument("--dtype", nargs="+", choices=("float32", "bfloat16"), default=["float32"])
     parser.add_argument("--blocks", type=int, default=5)
     parser.add_argument("--steps", type=int, default=10)
     args = parser.parse_args()
     with command_line():
-        for combination in itertools.product(args.model, args.size, args.batch, args.precision):
+        for combination in itertools.product(args.model, args.size, args.batch, args.dtype):
             print(json.dumps(measure(*combination, args.blocks, args.steps)), flush=True)
 
 

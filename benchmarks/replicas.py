@@ -1,9 +1,9 @@
 """Time of a step of K runs in one compiled program, against one after another.
 
-    python -m benchmarks.runs_at_once --model resnet20 --runs 2 3
+    python -m benchmarks.replicas --model resnet20 --runs 2 3
 
 Digits, batches of 128, one device. Prints a JSON line for each K: milliseconds of both (medians), and the speed-up of
-each repeat (median, least, most).
+each repeat (median, min, max).
 """
 
 import argparse
@@ -12,16 +12,16 @@ import json
 import jax
 import numpy as np
 
-from configs import default
+from resnet_jax import get_config
+from resnet_jax.config.train import speed_up
 from resnet_jax.environment import use_compilation_cache
-from resnet_jax.together import speed_up
 
 
 def measure(name: str, runs: int, repeats: int, steps: int) -> dict:
     """One JSON line, as a dict."""
     configs = []
     for seed in range(runs):
-        config = default.get_config()
+        config = get_config()
         config.model.name, config.seed, config.parallel.devices = name, seed, 1
         configs.append(config)
     pairs = [speed_up(configs, steps) for _ in range(repeats)]
@@ -32,8 +32,8 @@ def measure(name: str, runs: int, repeats: int, steps: int) -> dict:
         "apart_ms": round(1e3 * float(np.median([apart for apart, _ in pairs])), 3),
         "together_ms": round(1e3 * float(np.median([together for _, together in pairs])), 3),
         "speed_up_median": round(float(np.median(ratios)), 3),
-        "speed_up_least": round(min(ratios), 3),
-        "speed_up_most": round(max(ratios), 3),
+        "speed_up_min": round(min(ratios), 3),
+        "speed_up_max": round(max(ratios), 3),
         "repeats": repeats,
         "device": jax.devices()[0].device_kind,
     }
