@@ -5,6 +5,7 @@ os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_p
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 import jax
+import numpy as np
 import pytest
 
 from resnet_jax.environment import use_compilation_cache
@@ -24,3 +25,21 @@ def finished(tmp_path_factory):
     result = train(tiny_config(**SETTINGS), workdir)
     assert result["best"]["test"]["accuracy"] > result["last"]["test"]["accuracy"]
     return workdir, result
+
+
+@pytest.fixture(scope="session")
+def folder(tmp_path_factory):
+    """20 and 6 JPEGs in 2 classes, cut from photographs."""
+    import simplejpeg
+    from sklearn.datasets import load_sample_images
+
+    root, rng = tmp_path_factory.mktemp("photos"), np.random.default_rng(0)
+    for split, count in (("train", 20), ("val", 6)):
+        for index in range(count):
+            name = ("china", "flower")[index % 2]
+            top, left = rng.integers((427 - 200, 640 - 260))
+            cut = load_sample_images().images[index % 2][top : top + 200, left : left + 260]
+            path = root / split / name / f"{index:03d}.jpg"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(simplejpeg.encode_jpeg(np.ascontiguousarray(cut)))
+    return root

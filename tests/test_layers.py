@@ -1,8 +1,8 @@
-"""The picture of the house: imports point one way."""
+"""The picture of the house: imports point one way, and each file stays small."""
 
 import ast
 import pathlib
-import re
+import shutil
 import subprocess
 import sys
 
@@ -12,27 +12,20 @@ ROOT = pathlib.Path(__file__).parent.parent
 FILES = {
     ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
     for path in (ROOT / "resnet_jax").rglob("*.py")
+    if "configs" not in path.parts  # a link to experiments
 }
-# Each may import what stands before it in its line of descent, never what stands after.
-LEVELS = [
-    {"errors"},
-    # the leaves: no other leaf, but for the vocabulary they share
-    {"metrics", "optim", "parallel", "checkpoint", "logs", "environment", "step", "window", "workdir"}
-    | {"command", "measure", "plots", "published", "predictions"},
-    {"validate"},
-    {"build", "study"},
-    {"runs", "screens", "probes", "estimate", "findings"},
-    {"session", "predict"},
-    {"loop", "evaluate", "summary", "report"},
-    {"together"},
-    {"ablate"},
+# Each layer may import itself and those before it.
+LAYERS = [
+    {"errors", "environment", "workdir"},
+    {"models", "data"},
+    {"checkpoint"},
+    {"training"},
+    {"config"},
+    {"evaluation", "studies"},
+    {"evaluate", "summary", "ablate", "report"},
 ]
-SHARED = {  # what a leaf may know of another, and why
-    "step": {"metrics"},  # a step returns sums
-    "window": {"metrics"},
-    "checkpoint": {"step"},  # what is saved is a TrainState
-    "workdir": {"environment"},
-}
+APART = [("models", "data"), ("evaluation", "studies")]  # neighbours that know nothing of each other
+DOORS = LAYERS[-1]
 
 
 def imports(path):
@@ -44,37 +37,79 @@ def imports(path):
             yield from ((f"{node.module}.{alias.name}", node) for alias in node.names)  # from resnet_jax import loop
 
 
-def test_imports_point_one_way():
-    level = {f"resnet_jax.{name}": index for index, names in enumerate(LEVELS) for name in names}
+def room(module):
+    return module.split(".")[1] if module.startswith("resnet_jax.") else None
+
+
+def own_imports(module):
+    """The modules of this package that a module imports by its statements."""
+    return {name for name, _ in imports(FILES[module]) if name in FILES} - {"resnet_jax"}
+
+
+def closure(module):
+    """The modules that come with a module, `__init__.py` files left out that only hand names on."""
+    found, new = set(), {module}
+    while new:
+        found |= new
+        new = set().union(*map(own_imports, new)) - found
+    return {name for name in found if FILES[name].name != "__init__.py"}
+
+
+def test_each_layer_imports_only_those_before_it():
+    level = {name: index for index, names in enumerate(LAYERS) for name in names}
+    for module in FILES:
+        if module == "resnet_jax":
+            continue  # the public names
+        assert room(module) in level, f"give {module} a place in LAYERS"
+        for imported in own_imports(module):
+            assert level[room(imported)] <= level[room(module)], f"{module} imports {imported}"
+            assert (room(module), room(imported)) not in APART, f"{module} imports {imported}"
+            assert (room(imported), room(module)) not in APART, f"{module} imports {imported}"
+            assert room(imported) not in DOORS, f"{module} imports {imported}"
+
+
+def test_no_modules_import_each_other():
+    for module in FILES:
+        for imported in closure(module) - {module}:
+            assert module not in closure(imported), f"{module} and {imported} import each other"
+
+
+def test_the_training_loop_can_be_read_in_an_afternoon():
+    modules = closure("resnet_jax.training.loop")
+    lines = sum(len(FILES[module].read_text().splitlines()) for module in modules)
+    assert len(modules) <= 22 and lines <= 3000, (len(modules), lines, sorted(modules))
+
+
+def test_files_and_functions_are_short():
+    tracked = subprocess.run(["git", "ls-files", "*.py"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    for path in map(ROOT.joinpath, tracked.split()):
+        text = path.read_text()
+        assert text.count("\n") <= 350, path
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                assert node.end_lineno - node.lineno < 60, f"{path}: {node.name}"
+
+
+def test_doors_parse_call_and_print():
+    for door in DOORS:
+        assert FILES[f"resnet_jax.{door}"].read_text().count("\n") <= 60, door
+
+
+def test_only_the_config_layer_reads_config_keys():
+    """Attributes of a config, like `config.train.steps`: of a ConfigDict, not of `jax.config`."""
+    sections = {"model", "norm", "data", "augment", "train", "optim", "parallel", "eval", "diagnostics", "log"}
     for module, path in FILES.items():
-        if module == "resnet_jax" or module.startswith(("resnet_jax.models", "resnet_jax.data")):
-            continue  # the public names; and the test below
-        assert module in level, f"give {module} a place in LEVELS"
-        leaf = module.removeprefix("resnet_jax.")
-        for imported, _ in imports(path):
-            if imported not in level or imported == "resnet_jax.errors":
-                continue
-            shared = imported.removeprefix("resnet_jax.") in SHARED.get(leaf, set())
-            assert level[imported] < level[module] or shared, f"{module} imports {imported}"
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Attribute) and node.attr in sections:
+                value = node.value
+                name = value.attr if isinstance(value, ast.Attribute) else getattr(value, "id", None)
+                if name in ("config", "experiment"):
+                    allowed = room(module) == "config" or module in READERS
+                    assert allowed, f"{module}: line {node.lineno} reads config.{node.attr}"
 
 
-def test_models_and_data_know_nothing_of_the_rest():
-    for module, path in FILES.items():
-        if module.startswith(("resnet_jax.models", "resnet_jax.data")):
-            allowed = ("resnet_jax.errors", "resnet_jax.models", "resnet_jax.data")
-            for imported, _ in imports(path):
-                assert not imported.startswith("resnet_jax") or imported.startswith(allowed), f"{module}: {imported}"
-
-
-def test_config_keys_are_read_in_few_files():
-    key = re.compile(r"config\.(model|norm|data|augment|train|optim|parallel|eval|measure|checkpoint|log)\.")
-    readers = {module for module, path in FILES.items() if key.search(path.read_text())}
-    # `session` and `runs` ask which checkpoints are kept, `session` and `probes` what is measured, `estimate` how long
-    # a run is, `loop` whether there are other processes, `evaluate` asks for one device; `command` sets the length;
-    # `runs` and `predict` how data are read; `screens` and those of `data` print keys.
-    names = "build validate session runs predict probes estimate loop evaluate command screens data.prepare"
-    names += " data.archives data.stream"
-    assert readers <= {f"resnet_jax.{name}" for name in names.split()}
+# The model's name in a sentence, and in the choice of a published value; whether a study runs on several processes.
+READERS = {"resnet_jax.studies.estimate", "resnet_jax.studies.published", "resnet_jax.ablate"}
 
 
 @pytest.mark.parametrize("package", ["tensorflow", "torch", "keras"])
@@ -84,12 +119,12 @@ def test_other_frameworks_are_imported_nowhere_but_where_data_are_prepared(packa
         assert not found or module == "resnet_jax.data.prepare", f"{module} imports {package}"
 
 
-def test_only_parallel_names_the_device_axis_and_only_plots_imports_matplotlib():
+def test_only_parallel_names_the_device_axis_and_only_pictures_import_matplotlib():
     for module, path in FILES.items():
         text = path.read_text()
         if module != "resnet_jax.training.parallel":
             assert not any(word in text for word in ("pmean", "psum", "axis_index(", "shard_map(")), module
-        if module != "resnet_jax.studies.plots":
+        if module not in ("resnet_jax.training.plots", "resnet_jax.studies.plots"):
             assert not any(name.startswith("matplotlib") for name, _ in imports(path)), module
 
 
@@ -98,7 +133,34 @@ def test_the_public_names_are_there_and_a_model_needs_neither_orbax_nor_matplotl
     code = (
         "import sys, resnet_jax; resnet_jax.create_model('resnet20', num_classes=10);"
         "print({'orbax', 'matplotlib', 'tensorboardX'} & sys.modules.keys());"
-        "print([callable(getattr(resnet_jax, name)) for name in ('create_model', 'load_checkpoint', 'load_data')])"
+        "print([name for name in resnet_jax.__all__ if not hasattr(resnet_jax, name)])"
     )
     output = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout
-    assert output.splitlines() == ["set()", "[True, True, True]"]
+    assert output.splitlines() == ["set()", "[]"]
+
+
+@pytest.mark.slow
+def test_a_wheel_holds_every_module_and_its_commands_work_elsewhere(tmp_path):
+    source = tmp_path / "source"  # a copy: what an earlier build left beside the checkout would get into the wheel
+    shutil.copytree(ROOT / "resnet_jax", source / "resnet_jax", symlinks=True)
+    shutil.copytree(ROOT / "configs", source / "configs")
+    for name in ("pyproject.toml", "README.md", "LICENSE", "requirements.txt"):
+        shutil.copy(ROOT / name, source)
+    wheel = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--wheel-dir", str(tmp_path), str(source)]
+    subprocess.run(wheel, check=True, capture_output=True)
+    target = tmp_path / "installed"
+    (built,) = tmp_path.glob("*.whl")
+    install = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--target", str(target), str(built)]
+    subprocess.run(install, check=True, capture_output=True)
+    files = {path.relative_to(target) for path in (target / "resnet_jax").rglob("*.py")}
+    assert {path.relative_to(ROOT) for path in FILES.values()} <= files
+    modules = sorted(name for name in FILES if not name.endswith("prepare"))
+    code = f"import importlib; [importlib.import_module(name) for name in {modules}]; import resnet_jax;"
+    code += "print(resnet_jax.__file__, resnet_jax.get_config('cifar10_he2015:resnet56').model.name)"
+    environment = {"PYTHONPATH": str(target), "PATH": "/usr/bin:/bin", "HOME": str(tmp_path)}
+    run = {"cwd": tmp_path, "env": environment, "capture_output": True, "text": True}
+    process = subprocess.run([sys.executable, "-c", code], **run)
+    assert process.stdout.split() == [str(target / "resnet_jax" / "__init__.py"), "resnet56"], process.stderr
+    for command in (["summary", "resnet20"], ["ablate", "--list"], ["evaluate", "--help"]):
+        process = subprocess.run([sys.executable, "-m", f"resnet_jax.{command[0]}", *command[1:]], **run)
+        assert process.returncode == 0 and process.stdout, process.stderr

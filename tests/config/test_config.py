@@ -6,11 +6,11 @@ import sys
 import pytest
 
 import train
-from configs import default
 from resnet_jax import UserError
-from resnet_jax.build import Run
-from resnet_jax.data.info import DATASETS
+from resnet_jax.config import default
+from resnet_jax.config.build import Assembly, make_recipe
 from resnet_jax.config.checks import check_config, check_devices
+from resnet_jax.data.info import DATASETS
 from tests.tiny import tiny_config
 
 ROOT = pathlib.Path(__file__).parent.parent.parent
@@ -40,7 +40,7 @@ def test_the_promised_experiments_are_there():
 def test_the_promised_keys_are_there():
     config = default.get_config()
     promised = (
-        "seed precision model.name data.name data.loader train.batch_size train.epochs train.steps optim.name optim.lr "
+        "seed dtype model.name data.name data.loader train.batch_size train.epochs train.steps optim.name optim.lr "
         "optim.schedule optim.weight_decay norm.scope parallel.wrapper"
     )
     for key in promised.split():
@@ -48,32 +48,14 @@ def test_the_promised_keys_are_there():
     assert config.is_locked
 
 
-@pytest.fixture
-def cifar_without_its_images(monkeypatch):
-    """Lets a CIFAR run be built from eight images a class: the steps are counted from the facts' sizes below."""
-    import numpy as np
-
-    from resnet_jax.data import sources
-
-    def blank(name, facts, split, data_dir):
-        labels = np.arange(facts.splits[split], dtype=np.int32) % facts.num_classes
-        return sources.Examples(np.zeros((len(labels), *facts.image_shape), np.uint8), labels)
-
-    monkeypatch.setattr(sources, "_read_split", blank)
-
-
 @pytest.mark.parametrize(("net", "first_rate"), [("resnet56", 0.1), ("resnet110", 0.01)])
-def test_the_papers_cifar_recipe_is_to_the_letter(cifar_without_its_images, net, first_rate):
+def test_the_papers_cifar_recipe_is_to_the_letter(net, first_rate):
     config, _ = parse(f"--config={ROOT / 'configs' / 'cifar10_he2015.py'}:{net}", "--config.parallel.devices=1")
-    run = Run(config)
+    recipe = make_recipe(config)  # needs no image
     assert config.model.name == net
-    assert {name: len(examples.labels) for name, examples in run.splits.items()} == {
-        "train": 45_000,
-        "validation": 5_000,
-        "test": 10_000,
-    }
-    assert run.num_steps == 64_000
-    rates = {step: round(float(run.schedule(step)), 6) for step in (0, 399, 400, 31_999, 32_000, 47_999, 48_000)}
+    assert (recipe.num_examples, config.data.validation_size, recipe.info.splits["test"]) == (45_000, 5_000, 10_000)
+    assert recipe.num_steps == 64_000
+    rates = {step: round(float(recipe.schedule(step)), 6) for step in (0, 399, 400, 31_999, 32_000, 47_999, 48_000)}
     assert rates == {0: first_rate, 399: first_rate, 400: 0.1, 31_999: 0.1, 32_000: 0.01, 47_999: 0.01, 48_000: 0.001}
     assert (config.optim.weight_decay, config.optim.weight_decay_mode, config.optim.weight_decay_params) == (
         1e-4,
@@ -194,7 +176,7 @@ def test_a_mistake_in_an_experiment_file_is_refused(tmp_path, line, message):
 def test_a_config_that_cannot_run_is_refused_with_the_field_before_anything_compiles(overrides, message, monkeypatch):
     monkeypatch.setattr("jax.jit", lambda *a, **k: pytest.fail("compiled"))
     with pytest.raises(UserError, match=message):
-        Run(tiny_config(**overrides))
+        Assembly(make_recipe(tiny_config(**overrides)))
 
 
 def test_every_number_in_the_config_is_checked():

@@ -7,14 +7,15 @@ import numpy as np
 import pytest
 
 import train
-from resnet_jax import loop
-from resnet_jax.build import Run
-from resnet_jax.data.archives import ARCHIVES
+from resnet_jax import get_config
+from resnet_jax.config.build import make_recipe
+from resnet_jax.config.train import train as train_run
+from resnet_jax.data.splits import KNOWN_DATASETS
 from resnet_jax.training.logs import read_metrics
 from tests import tiny  # noqa: F401  puts the net into the registry
 
 ROOT = pathlib.Path(__file__).parent.parent.parent
-PUBLISHED = json.loads((ROOT / "resnet_jax" / "published.json").read_text())
+PUBLISHED = json.loads((ROOT / "resnet_jax" / "studies" / "published.json").read_text())
 IMAGENET = (
     "imagenet_resnet50 imagenet_he2015 imagenet_torchvision_v2 imagenet_a1 imagenet_a2 imagenet_a3 imagenet_fast "
     "imagenet_large_batch"
@@ -23,21 +24,18 @@ STUDIES = ["ablations/he2015_table2", "ablations/he2015_table3"]
 
 
 def recipe(name):
-    """The config of an experiment, or what a study varies; `name` may have an argument after a colon."""
-    path, _, argument = name.partition(":")
-    module = importlib.import_module(f"configs.{path.replace('/', '.')}")
-    if name in STUDIES:
-        return module.get_config().experiment
-    return module.get_config(argument) if argument else module.get_config()
+    """The config of an experiment, or that which a study varies; `name` may have an argument after a colon."""
+    config = get_config(name)
+    return config.experiment if name in STUDIES else config
 
 
 def docstring(name):
     return inspect.getdoc(importlib.import_module(f"configs.{name}"))
 
 
-def on_made_up_data(config, data, batch_size=None):
+def on_synthetic_data(config, data, batch_size=None):
     """The recipe on synthetic images, with the tiny net, on one device."""
-    config.precision = "float32"
+    config.dtype = "float32"
     config.model.name, config.model.shortcut = "tiny", None
     config.data.name = data
     config.train.batch_size = batch_size or config.train.batch_size
@@ -50,7 +48,7 @@ def on_made_up_data(config, data, batch_size=None):
 
 def shrunk(config):
     """Two steps on images of 32 pixels."""
-    config = on_made_up_data(config, "synthetic:48:12", batch_size=12)
+    config = on_synthetic_data(config, "synthetic:48:12", batch_size=12)
     config.data.validation_size = min(config.data.validation_size, 8)
     config.data.image_size = 32
     config.augment.short_sides = (36, 60)
@@ -68,7 +66,7 @@ def shrunk(config):
 @pytest.mark.parametrize("name", [*IMAGENET, "imagenette", "folder", STUDIES[0]])
 def test_every_recipe_trains(tmp_path, name):
     config = shrunk(recipe(name))
-    result = train(config, tmp_path)
+    result = train_run(config, tmp_path)
     lines = [line for line in read_metrics(tmp_path / "metrics.jsonl") if line["split"] == "train"]
     assert [line["step"] for line in lines] == [1, 2]
     assert np.isfinite([line["loss"] for line in lines]).all()
@@ -81,7 +79,7 @@ def test_every_recipe_of_data_on_disk_is_trained_above():
     for path in (ROOT / "configs").glob("*.py"):
         config, _ = train.parse(["train.py", f"--config={path}"])
         if config.data.loader == "stream":
-            assert config.data.name in ARCHIVES
+            assert config.data.name in KNOWN_DATASETS
             on_disk.add(path.stem)
     assert on_disk == {*IMAGENET, "imagenette", "folder"}
 
@@ -130,10 +128,10 @@ def test_results_of_others_are_said_to_be_theirs(name):
 
 
 def run_on_imagenet(name):
-    """The recipe on as many made-up images as ImageNet has, where steps can be counted."""
-    config = on_made_up_data(recipe(name), "synthetic:1281167:1000")
+    """The recipe on as many synthetic images as ImageNet has, where steps can be counted."""
+    config = on_synthetic_data(recipe(name), "synthetic:1281167:1000")
     config.model.stem = "imagenet"
-    return Run(config)
+    return make_recipe(config)
 
 
 @pytest.mark.parametrize(

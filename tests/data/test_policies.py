@@ -40,7 +40,7 @@ SOMETIMES_A_LEVEL_APART = {"ShearX", "ShearY", "Rotate", "Brightness", "Contrast
 
 @pytest.fixture(scope="module")
 def v2():
-    pytest.importorskip("tests.test_torch_parity")  # knows how to import torchvision, and skips without torch
+    pytest.importorskip("tests.models.test_torch_parity")  # knows how to import torchvision, and skips without torch
     return pytest.importorskip("torchvision.transforms.v2")
 
 

@@ -5,13 +5,12 @@ import pytest
 
 pytest.importorskip("tensorflow")
 
-from resnet_jax import evaluate, loop
-from resnet_jax.build import Run
+from resnet_jax import evaluate, train
 from resnet_jax.data import DATASETS
 from resnet_jax.data import tfds as tfds_sources
 from resnet_jax.data.prepare import main, prepare
 from tests.data.tfds_files import store, write_cifar10, write_imagenet
-from tests.tiny import tiny_config
+from tests.tiny import build, tiny_config
 
 pytestmark = pytest.mark.usefixtures("tiny_data_sets", "no_network")
 
@@ -22,9 +21,10 @@ def test_a_net_is_trained_on_imagenet_as_it_was_prepared(tmp_path, monkeypatch):
     monkeypatch.setitem(tfds_sources.NAMED, "imagenet2012", ("validation", {"train": 8, "test": 4}))
     config = tiny_config(data__name="imagenet2012", data__data_dir=str(tmp_path / "data"), data__loader="stream")
     config.update(model={"stem": "small"}, data={"image_size": 16, "validation_size": 0}, train={"batch_size": 4})
-    run = Run(config)
-    _, sums = run.train_steps(1)(run.initial_state(), run.feed(0))
-    assert np.isfinite(sums["loss"]).all() and run.evaluate(run.initial_state().variables, "test")["count"] == 4
+    _, program, state = build(config)
+    assert len(program.evaluate(state.variables, "test")["loss"]) == 4
+    _, sums = program.train_steps(1)(state, program.inputs(0))
+    assert np.isfinite(sums["loss"]).all()
 
 
 def test_a_net_is_evaluated_on_corrupted_images(tmp_path, capsys):
@@ -39,7 +39,7 @@ def test_a_net_is_evaluated_on_corrupted_images(tmp_path, capsys):
     prepare("cifar10", str(tmp_path), str(tmp_path / "files"))
     config = tiny_config(data__name="cifar10", data__data_dir=str(tmp_path), data__validation_size=0, train__steps=2)
     config.train.batch_size = 8
-    loop.train(config, tmp_path / "run")
+    train(config, tmp_path / "run")
     capsys.readouterr()
     sets = [f"cifar10_corrupted/fog_{severity}" for severity in (1, 2)]
     evaluate.main([str(tmp_path / "run"), "--step", "latest", "--data", *sets])

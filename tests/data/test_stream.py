@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from resnet_jax.data import crops
+from resnet_jax.data.corrupt import check_corrupt
 from resnet_jax.data.crops import center_box, random_resized_box
 from resnet_jax.data.device import DeviceLoader
-from resnet_jax.data.sampling import check_corrupt
 from resnet_jax.data.sources import ArrayDataset, SyntheticSource
 from resnet_jax.data.stream import StreamLoader
 from resnet_jax.errors import UserError

@@ -9,16 +9,17 @@ import pytest
 from PIL import Image
 
 import resnet_jax
-from resnet_jax import UserError, evaluate, loop
+from resnet_jax import UserError, evaluate, train
 from resnet_jax.data import crops
-from resnet_jax.evaluation.runs import _mean_over_views, predict
-from resnet_jax.evaluation.predictions import Predictions, compare, judge, read_predictions
-from tests.test_stream_runs import folder, photo_config  # noqa: F401  (a fixture)
+from resnet_jax.evaluation.predictions import Predictions, compare, read_predictions
+from resnet_jax.evaluation.runs import predict
+from resnet_jax.evaluation.score import apply_by_shape
 from tests.tiny import tiny_config
+from tests.training.test_stream_runs import photo_config
 
 
 @pytest.fixture(scope="module")
-def photos_run(folder, tmp_path_factory):  # noqa: F811
+def photos_run(folder, tmp_path_factory):
     workdir = tmp_path_factory.mktemp("run")
     return workdir, train(photo_config(folder, eval__crop_fraction=0.8), workdir)
 
@@ -45,7 +46,7 @@ def test_predictions_score_as_the_run_was_scored(digits_runs, photos_run):
 
 @pytest.mark.parametrize("view", ["ten_crop", "multi_scale"])
 @pytest.mark.parametrize("flip", [False, True])
-def test_probabilities_of_all_views_are_averaged(photos_run, folder, view, flip, monkeypatch):  # noqa: F811
+def test_probabilities_of_all_views_are_averaged(photos_run, folder, view, flip, monkeypatch):
     workdir, _ = photos_run
     monkeypatch.setattr(crops, "SCALES", (16, 24, 40, 48, 56))
     predictions = predict(str(workdir), "test", "latest", view=view, flip=flip)
@@ -68,7 +69,7 @@ def test_probabilities_of_all_views_are_averaged(photos_run, folder, view, flip,
 
 
 def test_views_of_many_shapes_are_worked_on_by_shape_and_come_together():
-    def probabilities(images):
+    def logits(images):
         assert len(images) == 4  # always: each shape is compiled once
         calls.append(images.shape)
         return np.stack([[image.mean(), image.shape[0]] for image in images])
@@ -78,20 +79,22 @@ def test_views_of_many_shapes_are_worked_on_by_shape_and_come_together():
         (i, [rng.integers(0, 255, (size, 2, 3), np.uint8) for size in sizes])
         for i, sizes in enumerate([(1, 2), (1, 1), (3,), (2, 3, 1), (1,), (), (2, 2)])
     ]
-    found = dict(_mean_over_views(iter(examples), probabilities, most=4))
+    found = {}
+    for index, total, row in apply_by_shape(iter(examples), logits, max_images=4):
+        assert total == len(examples[index][1])
+        found.setdefault(index, []).append(row.tolist())
     assert found.keys() == {0, 1, 2, 3, 4, 6}
     for i, views in examples:
-        if views:
-            np.testing.assert_allclose(found[i], np.mean([[v.mean(), len(v)] for v in views], axis=0))
+        assert sorted(found.get(i, [])) == sorted([[view.mean(), len(view)] for view in views])
     assert len(calls) == 4  # five, four and two views of three shapes
 
 
 def test_small_images_have_one_view(digits_runs):
-    with pytest.raises(UserError, match="--view: the images of digits are taken whole"):
+    with pytest.raises(UserError, match="--view: this model takes images of 8 pixels whole"):
         predict(str(digits_runs / "0"), view="ten_crop")
 
 
-def test_a_corrupt_image_is_a_wrong_answer_with_its_name(photos_run, folder, tmp_path):  # noqa: F811
+def test_a_corrupt_image_is_a_wrong_answer_with_its_name(photos_run, folder, tmp_path):
     other = tmp_path / "other"
     for name, data in (("a", b"corrupt"), ("b", next((folder / "val" / "china").iterdir()).read_bytes())):
         (other / "china").mkdir(parents=True, exist_ok=True)
@@ -112,15 +115,6 @@ def test_several_right_labels_and_none():
     """ImageNet-ReaL: right is who names one of them; images without any do not count (Beyer et al. 2020)."""
     predictions = predictions_of([1, 2, 3, 4], [(0, 1), (1,), (), (4,)])
     assert predictions.scores()["accuracy"] == pytest.approx(2 / 3) and predictions.scores()["count"] == 3
-
-
-def test_the_judgement_of_an_example():
-    logs = np.log([0.1, 0.4, 0.2, 0.05, 0.15, 0.04, 0.06])
-    assert judge(logs, (1,)) == (1, True, pytest.approx(-math.log(0.4)))
-    assert judge(logs, (3, 5)) == (1, False, pytest.approx(-math.log(0.09)))
-    assert judge(logs, (6,))[1] is True
-    first, in_top5, loss = judge(np.full(7, np.nan), (0,))
-    assert (first, in_top5) == (-1, False) and math.isnan(loss)
 
 
 def test_mcnemars_test_is_the_sum_over_all_splits_at_least_as_uneven():

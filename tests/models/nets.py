@@ -11,7 +11,7 @@ import resnet_jax
 from resnet_jax import create_model
 from resnet_jax.models import CIFAR_MODELS, IMAGENET_MODELS
 
-PUBLISHED = json.loads((pathlib.Path(resnet_jax.__file__).parent / "published.json").read_text())
+PUBLISHED = json.loads((pathlib.Path(resnet_jax.__file__).parent / "studies" / "published.json").read_text())
 KEY = jax.random.key(0)
 
 

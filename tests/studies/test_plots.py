@@ -6,7 +6,7 @@ import pytest
 
 from resnet_jax import report
 from resnet_jax.studies import plots
-from resnet_jax.training.curves import plot_run
+from resnet_jax.training.plots import plot_run
 from tests.studies.folders import layers_line, make_cells, write_run
 
 

@@ -182,7 +182,7 @@ def test_without_a_validation_split_the_best_is_the_last(tmp_path):
 @pytest.mark.slow
 def test_training_imports_neither_tensorflow_nor_torch(tmp_path):
     code = (
-        "import sys; from tests.tiny import tiny_config; from resnet_jax import loop;"
+        "import sys; from tests.tiny import tiny_config; from resnet_jax import train;"
         f"train(tiny_config(train__steps=2), {str(tmp_path)!r});"
         "print('imported:', {'tensorflow', 'torch', 'keras'} & sys.modules.keys())"
     )

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import simplejpeg
 
-from resnet_jax import UserError
+from resnet_jax import UserError, train
 from resnet_jax.training.logs import read_metrics
 from resnet_jax.training.parallel import join_processes
 from tests.runs import last_state
@@ -86,7 +86,7 @@ def run_two_processes(code, workdir):
         for index in range(2)
     ]
     try:
-        outputs = [process.communicate(timeout=120)[0] for process in processes]
+        outputs = [process.communicate(timeout=400)[0] for process in processes]
     finally:
         for process in processes:
             process.kill()

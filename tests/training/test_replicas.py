@@ -15,6 +15,7 @@ from tests.tiny import tiny_config
 QUIET = Console(quiet=True)
 OWN = [{"seed": 0}, {"seed": 1}, {"seed": 1, "optim__lr": 0.05}]
 SETTINGS = {
+    "optim__warmup_steps": 10,  # without it rounding grows to 1e-3 in 20 steps, alone and together, on some processors
     "augment__pad_crop": 1,
     "augment__mixup": 0.2,
     "log__every_steps": 10,
@@ -110,7 +111,7 @@ def test_runs_that_stopped_at_different_steps_end_as_each_alone(tmp_path, alone,
 
 
 @pytest.mark.slow
-def test_runs_that_were_killed_together_go_on_together(tmp_path, alone, monkeypatch, groups):
+def test_runs_that_were_killed_together_continue_together(tmp_path, alone, monkeypatch, groups):
     dies_after(25, monkeypatch, lambda: together(configs(), tmp_path))
     together(configs(), tmp_path)
     assert groups == [[0, 0, 0], [20, 20], [30]]  # the first had saved once more
@@ -133,3 +134,20 @@ def test_runs_of_different_programs_are_refused(tmp_path):
     with pytest.raises(UserError, match="differ in seed and optim.lr alone"):
         together(different, tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("every", [1, 4])
+def test_a_run_that_diverges_where_lines_and_checkpoints_are_due_leaves_neither(tmp_path, every):
+    """The rate of one run explodes in step 4, after which there is a line and an evaluation."""
+    settings = {"optim__warmup_steps": 3, "optim__warmup_shape": "constant", "optim__warmup_from": 0.01}
+    settings |= {"log__every_steps": every, "eval__every_epochs": 4 * 64 / 1257, "train__steps": 8}
+    bad = tiny_config(seed=1, **settings)
+    bad.optim.lr = 1e30
+    results = together([tiny_config(seed=0, **settings), bad, tiny_config(seed=2, **settings)], tmp_path)
+    assert results[0]["completed"] and results[2]["completed"]
+    assert isinstance(results[1], DivergedError) and "of step 4 is" in str(results[1])
+    lines = read_metrics(tmp_path / "1" / "metrics.jsonl")
+    assert all(line["step"] < 4 for line in lines)
+    with pytest.raises(UserError, match="no checkpoint yet"):
+        load_checkpoint(tmp_path / "1")

@@ -37,7 +37,7 @@ def test_a_run_stopped_by_ctrl_c_ends_as_the_uninterrupted_one(finished, tmp_pat
             train(tiny_config(**SETTINGS), tmp_path)
     assert json.loads((tmp_path / "result.json").read_text())["completed"] is False
     train(tiny_config(**SETTINGS), tmp_path)
-    assert_the_same_end(tmp_path[0])
+    assert_the_same_end(tmp_path, finished[0])
 
 
 @pytest.mark.parametrize(
@@ -62,7 +62,7 @@ def test_resuming_is_exact_in_other_settings_too(tmp_path, monkeypatch, settings
 
 def test_a_corrupt_best_checkpoint_is_replaced_by_the_next_best(finished, tmp_path, capsys):
     workdir = copy_of(finished, tmp_path)
-    corrupt(workdir[1]["best"]["step"])
+    corrupt(workdir, finished[1]["best"]["step"])
     result = train(tiny_config(**SETTINGS), workdir)
     assert "moved to checkpoints_corrupt/" in capsys.readouterr().out
     assert result["best"]["step"] != finished[1]["best"]["step"]
@@ -117,7 +117,7 @@ def test_a_run_that_was_killed_ends_as_the_uninterrupted_one(finished, tmp_path)
     output, _ = (process := start_process(tmp_path, **SETTINGS)).communicate()
     assert process.returncode == 0, output
     assert "resuming from step" in output
-    assert_the_same_end(tmp_path[0])
+    assert_the_same_end(tmp_path, finished[0])
 
 
 @pytest.mark.slow
@@ -163,7 +163,7 @@ def test_a_finished_run_is_shown_and_not_trained_again(finished, capsys):
 
 def test_a_workdir_of_another_config_is_refused_with_the_difference(finished):
     with pytest.raises(UserError, match="optim.lr: 0.3 in the workdir, 0.2 given"):
-        train(tiny_config(**{**SETTINGS, "optim__lr": 0.2})[0])
+        train(tiny_config(**{**SETTINGS, "optim__lr": 0.2}), finished[0])
 
 
 def test_a_workdir_that_cannot_be_written_is_refused(tmp_path):
@@ -175,8 +175,8 @@ def test_a_workdir_that_cannot_be_written_is_refused(tmp_path):
 def test_several_steps_in_one_program_log_and_save_at_the_same_steps(finished, tmp_path):
     result = train(tiny_config(**SETTINGS, train__steps_per_call=4), tmp_path)
     assert [line[:2] for line in logged(tmp_path)][:-2] == [line[:2] for line in logged(finished[0])][:-2]
-    train = [[line[2] for line in logged(workdir) if line[0] == "train"] for workdir in (tmp_path[0])]
-    np.testing.assert_allclose(train[0][:3], train[1][:3], rtol=1e-3)
+    losses = [[line[2] for line in logged(workdir) if line[0] == "train"] for workdir in (tmp_path, finished[0])]
+    np.testing.assert_allclose(losses[0][:3], losses[1][:3], rtol=1e-3)
     assert result["completed"]
 
 

@@ -165,3 +165,14 @@ def test_a_step_is_traced_once_however_often_it_is_called():
         state, sums = step(state, BATCH)
     chex.assert_shape(list(sums.values()), ())
     chex.assert_trees_all_equal_shapes_and_dtypes(state.params, start(model, optimizer).params)
+
+
+def test_padding_counts_for_nothing_even_if_it_is_not_finite():
+    model = create_model("tiny", num_classes=10)
+    variables = model.init(KEY, IMAGES, train=False)
+    step, labels = make_eval_step(model), jnp.arange(16) % 10
+    padded = {"image": IMAGES.at[12:].set(jnp.nan), "label": labels, "mask": jnp.arange(16) < 12}
+    rows = step(variables, padded)
+    whole = step(variables, {"image": IMAGES, "label": labels, "mask": jnp.ones(16, bool)})
+    for name in ("prediction", "correct", "in_top5", "loss"):
+        np.testing.assert_array_equal(rows[name][rows["mask"]], whole[name][:12])

@@ -1,4 +1,4 @@
-"""What recipes add to nets and losses against torch and timm, where they are installed."""
+"""Nets and losses of recipes against torch and timm, where they are installed."""
 
 import flax.linen as nn
 import jax
@@ -7,8 +7,9 @@ import optax
 import pytest
 
 from resnet_jax import create_model
-from resnet_jax.step import LOSSES, create_state, make_train_step
-from tests.test_torch_parity import to_flax, torch, torchvision, with_random_norms
+from resnet_jax.training.metrics import LOSSES
+from resnet_jax.training.step import create_state, make_train_step
+from tests.models.test_torch_parity import to_flax, torch, torchvision, with_random_norms
 
 
 def blur_before_strided_convolutions(module):

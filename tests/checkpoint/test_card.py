@@ -1,0 +1,132 @@
+"""The model card: loading, preprocessing and scoring by it alone."""
+
+import json
+import shutil
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+import resnet_jax
+from resnet_jax import UserError, evaluate
+from resnet_jax.checkpoint import ModelCard, read_step
+from resnet_jax.checkpoint.files import FORMAT, describe
+
+
+@pytest.fixture
+def copy(finished, tmp_path):
+    """A copy of a run with its card and weights alone: no config file."""
+    workdir = shutil.copytree(finished[0], tmp_path / "copy")
+    (workdir / "config.json").unlink()
+    return workdir
+
+
+def assert_equal(found, expected):
+    assert repr(found[0]) == repr(expected[0])  # bound settings are equal in words only
+    jax.tree.map(np.testing.assert_array_equal, found[1], expected[1])
+
+
+@pytest.mark.parametrize("step", ["best", "latest", 60])
+def test_a_copy_without_a_config_gives_the_model_and_weights_of_the_run(finished, copy, step):
+    assert_equal(resnet_jax.load_checkpoint(copy, step), resnet_jax.load_checkpoint(finished[0], step))
+
+
+def test_the_folder_of_a_step_describes_itself(finished, tmp_path):
+    best = finished[1]["best"]["step"]
+    folder = shutil.copytree(finished[0] / "checkpoints" / str(best), tmp_path / "somewhere")
+    assert_equal(resnet_jax.load_checkpoint(folder), resnet_jax.load_checkpoint(finished[0], "best"))
+    assert resnet_jax.preprocessing(folder).class_names == tuple("0123456789")
+    scores = evaluate.evaluate(folder)
+    assert scores["accuracy"] == finished[1]["best"]["test"]["accuracy"]
+
+
+def test_a_copy_is_scored_without_the_training_data(copy, finished, tmp_path, monkeypatch):
+    from sklearn.datasets import load_digits
+
+    images, labels = load_digits(return_X_y=True)
+    for index in range(40):
+        file = tmp_path / "images" / str(labels[index]) / f"{index}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.uint8(np.round(images[index].reshape(8, 8) * (255 / 16)))).save(file)
+    monkeypatch.setattr("sklearn.datasets.load_digits", lambda: pytest.fail("the training data were opened"))
+    predictions = evaluate.predict(copy, step="latest", data=str(tmp_path / "images"))
+    model, variables = resnet_jax.load_checkpoint(copy, "latest")
+    preprocess = resnet_jax.preprocessing(copy)
+    logits = model.apply(variables, preprocess(predictions.names), train=False)
+    np.testing.assert_array_equal(predictions.predicted, logits.argmax(axis=-1))
+    assert predictions.scores()["count"] == 40
+
+
+def test_a_card_says_what_the_model_is_and_where_it_came_from(finished):
+    card = resnet_jax.load_card(finished[0])
+    again = ModelCard.from_json(json.loads(json.dumps(card.to_json())))
+    assert again == card
+    assert repr(card.create_model()) == repr(resnet_jax.load_checkpoint(finished[0])[0])
+    assert card.class_names == tuple("0123456789")
+    assert {"config", "environment"} <= card.source.keys()
+    _, _, stored = read_step(finished[0] / "checkpoints" / "60", ())
+    assert (stored["source"]["step"], stored["model"]) == (60, card.model)
+    lines = [json.loads(line) for line in (finished[0] / "metrics.jsonl").read_text().splitlines()]
+    (validation,) = [line for line in lines if line["split"] == "validation" and line["step"] == 60]
+    assert stored["source"]["metrics"]["accuracy"] == validation["accuracy"]
+
+
+def test_loading_asks_nothing_of_what_is_for_people(finished, tmp_path):
+    folder = shutil.copytree(finished[0] / "checkpoints" / "60", tmp_path / "60")
+    rewrite_card(folder, lambda card: card | {"source": {}})
+    assert_equal(resnet_jax.load_checkpoint(folder), resnet_jax.load_checkpoint(finished[0], 60))
+    assert evaluate.evaluate(folder)["accuracy"] == finished[1]["last"]["test"]["accuracy"]
+
+
+def rewrite_card(step_folder, change):
+    """Change the card of a step, and its digest with it."""
+    file = step_folder / "meta" / "metadata"
+    meta = json.loads(file.read_text())
+    _, new = describe({}, meta["notes"], change(meta["card"]))
+    digests = {**meta["digests"], **new["digests"]}
+    file.write_text(json.dumps({**new, "digests": digests}))
+
+
+def test_the_card_beside_the_weights_counts_not_the_copy_for_people(copy, finished):
+    card = json.loads((copy / "card.json").read_text())
+    card["preprocessing"]["std"] = [7.0]
+    (copy / "card.json").write_text(json.dumps(card))
+    assert resnet_jax.preprocessing(copy).std == resnet_jax.preprocessing(finished[0]).std
+    assert evaluate.evaluate(copy, step="latest")["accuracy"] == finished[1]["last"]["test"]["accuracy"]
+
+
+def test_a_changed_card_is_never_used(copy):
+    (file,) = copy.glob("checkpoints/60/meta/metadata")
+    file.write_text(file.read_text().replace('"tiny"', '"resnet20"'))
+    with pytest.raises(UserError, match="card does not match the digest"):
+        resnet_jax.load_checkpoint(copy, 60)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{", "card.json: cannot be read"),
+        ('{"format": 1}', "card.json: expected a model card, found no model, input_shape"),
+        ('{"format": 99}', "card.json: expected format 1 or lower, found 99; update resnet_jax"),
+        ('{"format": "x"}', "card.json: expected format 1 or lower, found x"),
+    ],
+)
+def test_a_file_that_is_no_card_is_refused(copy, text, message):
+    (copy / "card.json").write_text(text)
+    with pytest.raises(UserError, match=message):
+        resnet_jax.preprocessing(copy)
+
+
+def test_a_step_of_a_newer_version_is_refused(copy):
+    (file,) = copy.glob("checkpoints/60/meta/metadata")
+    file.write_text(file.read_text().replace(f'"format": {FORMAT}', '"format": 99', 1))
+    with pytest.raises(UserError, match="found 99; update resnet_jax"):
+        resnet_jax.load_checkpoint(copy, 60)
+
+
+def test_a_folder_without_a_run_is_refused(tmp_path):
+    with pytest.raises(UserError, match="found neither card.json nor config.json"):
+        resnet_jax.load_checkpoint(tmp_path)
+    with pytest.raises(UserError, match="expected the folder of a run, found no .*nowhere"):
+        resnet_jax.preprocessing(tmp_path / "nowhere")
