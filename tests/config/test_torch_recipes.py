@@ -79,9 +79,9 @@ def test_smoothed_and_thresholded_binary_cross_entropy_equals_timms(threshold):
     logits, labels = rng.normal(size=(6, 10)).astype(np.float32), rng.integers(10, size=6)
     model, optimizer, key = GivenLogits(), optax.sgd(1.0), jax.random.key(0)
     batch = {"image": logits[:, None, :, None], "target": jax.nn.one_hot(labels, 10)}
-    state = create_state(model, optimizer, key, batch["image"], with_ema=False)
+    state = create_state(model, optimizer, key, key, batch["image"], with_ema=False)
     step = make_train_step(model, optimizer, loss="bce", label_smoothing=0.1, bce_threshold=threshold)
-    new, sums = step(state, batch, key)
+    new, sums = step(state, batch)
     tensor = torch.tensor(logits, requires_grad=True)
     loss = timm_loss(tensor, torch.tensor(labels))
     loss.backward()
