@@ -201,35 +201,20 @@ class Recipe:
 
     def _make_schedule(self, peak_lr):
         optim = self.config.optim
+        settings = ("warmup_shape", "warmup_from", "milestones", "factor", "power", "peak_fraction")
         return make_schedule(
             optim.schedule,
             peak_lr,
             self.num_steps,
             warmup_steps=self.warmup_steps,
-            warmup_shape=optim.warmup_shape,
-            warmup_from=optim.warmup_from,
             end=optim.end_lr,
-            milestones=optim.milestones,
-            factor=optim.factor,
-            power=optim.power,
-            peak_fraction=optim.peak_fraction,
+            **{name: optim[name] for name in settings},
         )
 
     def _make_optimizer(self):
         optim = self.config.optim
-        return make_optimizer(
-            optim.name,
-            self.peak_lr,
-            self._make_schedule,
-            momentum=optim.momentum,
-            nesterov=optim.nesterov,
-            b1=optim.b1,
-            b2=optim.b2,
-            weight_decay=optim.weight_decay,
-            weight_decay_mode=optim.weight_decay_mode,
-            weight_decay_params=optim.weight_decay_params,
-            clip_norm=optim.clip_norm,
-        )
+        settings = "momentum nesterov b1 b2 weight_decay weight_decay_mode weight_decay_params clip_norm".split()
+        return make_optimizer(optim.name, self.peak_lr, self._make_schedule, **{name: optim[name] for name in settings})
 
     @functools.cached_property
     def _jitted_schedule(self):
