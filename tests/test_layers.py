@@ -1,6 +1,8 @@
 """The picture of the house: imports point one way, and each file stays small."""
 
 import ast
+import functools
+import os
 import pathlib
 import shutil
 import subprocess
@@ -41,6 +43,7 @@ def room(module):
     return module.split(".")[1] if module.startswith("resnet_jax.") else None
 
 
+@functools.cache
 def own_imports(module):
     """The modules of this package that a module imports by its statements."""
     return {name for name, _ in imports(FILES[module]) if name in FILES} - {"resnet_jax"}
@@ -157,8 +160,7 @@ def test_a_wheel_holds_every_module_and_its_commands_work_elsewhere(tmp_path):
     modules = sorted(name for name in FILES if not name.endswith("prepare"))
     code = f"import importlib; [importlib.import_module(name) for name in {modules}]; import resnet_jax;"
     code += "print(resnet_jax.__file__, resnet_jax.get_config('cifar10_he2015:resnet56').model.name)"
-    environment = {"PYTHONPATH": str(target), "PATH": "/usr/bin:/bin", "HOME": str(tmp_path)}
-    run = {"cwd": tmp_path, "env": environment, "capture_output": True, "text": True}
+    run = {"cwd": tmp_path, "env": {**os.environ, "PYTHONPATH": str(target)}, "capture_output": True, "text": True}
     process = subprocess.run([sys.executable, "-c", code], **run)
     assert process.stdout.split() == [str(target / "resnet_jax" / "__init__.py"), "resnet56"], process.stderr
     for command in (["summary", "resnet20"], ["ablate", "--list"], ["evaluate", "--help"]):

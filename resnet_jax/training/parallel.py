@@ -94,10 +94,11 @@ class DataParallel:
         def one(x):
             if isinstance(x, jax.Array) and jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
                 return jax.random.wrap_key_data(one(jax.random.key_data(x)))
-            # A copy: device_put may alias an array of the host, and memory that is donated will be written to. What is
+            # A copy: a device may alias an array of the host, and memory that is donated will be written to. What is
             # on a device goes to others directly, but not to those of other processes.
             on_device = isinstance(x, jax.Array) and jax.process_count() == 1
-            return jax.device_put(x if on_device else np.array(x), everywhere)
+            # Not device_put: it compares each array over all processes first, with a program for each shape.
+            return jax.make_array_from_process_local_data(everywhere, x if on_device else np.array(x))
 
         return jax.tree.map(one, tree)
 
