@@ -11,7 +11,7 @@ import pytest
 from rich.console import Console
 
 import resnet_jax
-from resnet_jax import UserError
+from resnet_jax import UserError, ablate
 from resnet_jax.errors import InterruptedRun
 from resnet_jax.studies import run as study_run
 from resnet_jax.studies.run import print_cells, run_study
@@ -183,10 +183,18 @@ def test_several_seeds_at_once_give_the_results_of_each_alone(tmp_path, capsys):
         assert alone["last"]["test"] == pytest.approx(together["last"]["test"], rel=1e-3)
 
 
-def command(folder, *arguments):
+def command_line(folder, *arguments):
     (folder / "mine.py").write_text(FILE)
+    return [f"--config={folder}/mine.py", f"--workdir={folder}/study", *arguments]
+
+
+def in_this_process(folder, *arguments):
+    ablate.main(["ablate", *command_line(folder, *arguments)])
+
+
+def command(folder, *arguments):
     code = "import tests.tiny, resnet_jax.ablate as a; a.main()"  # the tiny net has to be registered first
-    return [sys.executable, "-c", code, f"--config={folder}/mine.py", f"--workdir={folder}/study", *arguments]
+    return [sys.executable, "-c", code, *command_line(folder, *arguments)]
 
 
 def run_command(folder, *arguments):
@@ -211,20 +219,25 @@ def curves(study):
     }
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("lines_before", [1, 7])
-def test_a_study_that_was_killed_ends_as_one_that_was_not(tmp_path, uninterrupted, lines_before):
-    def logged():
-        return sum(len(path.read_text().splitlines()) for path in tmp_path.rglob("metrics.jsonl"))
+def kill_at(folder, lines_written):
+    """Run the study until its runs have logged so many lines."""
 
-    process = subprocess.Popen(command(tmp_path), cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    while logged() < lines_before and process.poll() is None:
+    def logged():
+        return sum(len(path.read_text().splitlines()) for path in folder.rglob("metrics.jsonl"))
+
+    process = subprocess.Popen(command(folder), cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    while logged() < lines_written and process.poll() is None:
         time.sleep(0.01)
     os.kill(process.pid, signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL
-    before = run_command(tmp_path, "--report")
-    assert before.returncode == 0, before.stderr
-    assert "missing" in (tmp_path / "study" / "report.md").read_text()
+
+
+@pytest.mark.slow
+def test_a_study_that_was_killed_twice_ends_as_one_that_was_not(tmp_path, uninterrupted):
+    for lines_written in (1, 30):  # before anything is saved, and after
+        kill_at(tmp_path, lines_written)
+        in_this_process(tmp_path, "--report")
+        assert "missing" in (tmp_path / "study" / "report.md").read_text()
     assert run_command(tmp_path).returncode == 0
     folders = (tmp_path / "study", uninterrupted)
     assert lines(tmp_path / "study") == lines(uninterrupted)
@@ -237,12 +250,13 @@ def test_a_study_that_was_killed_ends_as_one_that_was_not(tmp_path, uninterrupte
 
 
 @pytest.mark.slow
-def test_the_command_lists_the_cells_and_runs_nothing(tmp_path, uninterrupted):
-    process = run_command(uninterrupted.parent, "--list")
-    assert process.returncode == 0
-    assert "residual" in process.stdout and "2 of 2" in process.stdout and "time left: 0:00:00" in process.stdout
-    process = run_command(tmp_path, "--list")
-    assert "0 of 2" in process.stdout and "from 5 steps of tiny" in process.stdout
+def test_the_command_lists_the_cells_and_runs_nothing(tmp_path, uninterrupted, capsys):
+    in_this_process(uninterrupted.parent, "--list")
+    shown = capsys.readouterr().out
+    assert "residual" in shown and "2 of 2" in shown and "time left: 0:00:00" in shown
+    in_this_process(tmp_path, "--list")
+    shown = capsys.readouterr().out
+    assert "0 of 2" in shown and "from 5 steps of tiny" in shown
     assert not (tmp_path / "study").exists()
 
 
@@ -259,16 +273,27 @@ def test_the_list_of_a_study_without_its_data_says_why_the_time_is_unknown(tmp_p
     assert not (tmp_path / "study").exists()
 
 
+BAD_ARGUMENTS = [
+    ("--config.experiment.optim.lrr=1", "did you mean 'lr'"),
+    ("--cell=9", "--cell: expected 0 to 1, found 9"),
+    ("--report", "found no config.json"),
+    (f"--config={ROOT}/configs/default.py", "expected a study like configs/ablations/digits.py"),
+    ("--config.cells=3", "cells: expected them from study.cell or study.grid"),
+]
+
+
+@pytest.mark.parametrize(("argument", "message"), BAD_ARGUMENTS)
+def test_a_bad_command_line_is_one_message_and_status_2(tmp_path, capsys, argument, message):
+    with pytest.raises(SystemExit, match="2"):
+        in_this_process(tmp_path, argument)
+    shown = capsys.readouterr().err
+    assert shown.startswith("error: ") and message in shown and "Traceback" not in shown
+    assert not (tmp_path / "study").exists()
+
+
 @pytest.mark.slow
-def test_a_bad_command_line_is_one_message_and_status_2(tmp_path):
-    for argument, message in (
-        ("--config.experiment.optim.lrr=1", "did you mean 'lr'"),
-        ("--cell=9", "--cell: expected 0 to 1, found 9"),
-        ("--report", "found no config.json"),
-        (f"--config={ROOT}/configs/default.py", "expected a study like configs/ablations/digits.py"),
-        ("--config.cells=3", "cells: expected them from study.cell or study.grid"),
-    ):
-        process = run_command(tmp_path, argument)
-        assert process.returncode == 2, argument
-        assert message in process.stderr and "Traceback" not in process.stderr
-        assert not (tmp_path / "study").exists()
+def test_the_process_of_a_bad_command_line_ends_with_status_2(tmp_path):
+    argument, message = BAD_ARGUMENTS[0]
+    process = run_command(tmp_path, argument)
+    assert process.returncode == 2
+    assert message in process.stderr and "Traceback" not in process.stderr

@@ -63,7 +63,7 @@ from resnet_jax.studies.run import run_study
 from resnet_jax.studies import grid, make_study
 study = make_study("A study", config, grid({{"optim.lr": (0.1, 1e30)}}), seeds=(1,))
 study.replicas = 2
-failed = run_study(study, workdir, Console(quiet=index > 0))
+failed = run_study(study, workdir + "/study", Console(quiet=index > 0))
 assert len(failed) == 1, failed
 """
 
@@ -96,13 +96,13 @@ def run_two_processes(code, workdir):
 
 @pytest.fixture(scope="module")
 def trained_by_two_processes(tmp_path_factory):
-    """A folder with both RUNS, and what the processes printed of them and of a run with CORRUPT data."""
+    """A folder with both RUNS and the STUDY, and what the processes printed of them and of a run with CORRUPT data."""
     folder = tmp_path_factory.mktemp("two")
     for path in (folder / "photos" / split / "a" / f"{i}.jpg" for split in ("train", "test") for i in range(30)):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(simplejpeg.encode_jpeg(np.full((8, 8, 3), 100, np.uint8)))
     (folder / "photos" / "train" / "a" / "7.jpg").write_bytes(b"corrupt")
-    return folder, run_two_processes(TRAIN, folder)
+    return folder, run_two_processes(TRAIN + STUDY, folder)
 
 
 @pytest.mark.slow
@@ -136,12 +136,12 @@ def test_two_processes_with_two_devices_train_as_one_with_four(trained_by_two_pr
 
 
 @pytest.mark.slow
-def test_a_study_on_two_processes_has_one_result_for_each_run(tmp_path):
-    run_two_processes(STUDY, tmp_path / "study")
-    found = [json.loads(line) for line in (tmp_path / "study" / "results.jsonl").read_text().splitlines()]
+def test_a_study_on_two_processes_has_one_result_for_each_run(trained_by_two_processes, tmp_path):
+    study = trained_by_two_processes[0] / "study"
+    found = [json.loads(line) for line in (study / "results.jsonl").read_text().splitlines()]
     assert [(line["name"], line["seed"]) for line in found] == [("optim.lr=0.1", 1)]
-    assert [path.parts[-3] for path in (tmp_path / "study").rglob("error.txt")] == ["optim.lr=1e+30"]
-    result = train(tiny_config(**SETTINGS, seed=1), tmp_path / "one")
+    assert [path.parts[-3] for path in study.rglob("error.txt")] == ["optim.lr=1e+30"]
+    result = train(tiny_config(**SETTINGS, seed=1), tmp_path)
     assert found[0]["last"]["test"] == pytest.approx(result["last"]["test"], rel=1e-3)
 
 
