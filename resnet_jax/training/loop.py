@@ -1,13 +1,13 @@
 """The loop, told once: ask for inputs, step, let the hooks do their duties; and again. For one run or K replicas."""
 
 import contextlib
+import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
 
 import jax
 from jax.experimental import multihost_utils
-from rich.console import Console
 
 from resnet_jax.errors import DivergedError
 from resnet_jax.training.accumulator import StepTimer
@@ -67,7 +67,7 @@ def explained(run: TrainingRun, error: DivergedError) -> DivergedError:
 
 
 @contextlib.contextmanager
-def stop_requests(console: Console) -> Iterator[Callable[[int], bool]]:
+def stop_requests() -> Iterator[Callable[[int], bool]]:
     """A function of the step that says whether Ctrl-C or SIGTERM has come. A second one ends the process at once.
 
     Where there are several processes, JAX itself takes SIGTERM, and all of them stop after the same step.
@@ -81,7 +81,9 @@ def stop_requests(console: Console) -> Iterator[Callable[[int], bool]]:
         if requests:
             raise KeyboardInterrupt
         requests.append(number)
-        console.print("stopping after the next step; once more to end without saving", highlight=False)
+        # Past Python's files: the signal may have come while one of them is being written to.
+        with contextlib.suppress(OSError):
+            os.write(2, b"stopping after the next step; once more to end without saving\n")
 
     # Signals can be handled in the main thread only; elsewhere they are the caller's.
     handled = (signal.SIGINT, signal.SIGTERM) if threading.current_thread() is threading.main_thread() else ()

@@ -1,9 +1,12 @@
+import io
 import json
+import os
 import shutil
 import signal
 
 import numpy as np
 import pytest
+from rich.console import Console
 
 from resnet_jax import UserError, train
 from resnet_jax.checkpoint import Checkpoints
@@ -136,6 +139,27 @@ def test_a_signal_ends_the_process_with_a_message_and_a_checkpoint(tmp_path, num
     step = int(output.split("stopped at step ")[1].split()[0])
     with Checkpoints(tmp_path, read_only=True) as checkpoints:
         assert checkpoints.steps()[-1] == step
+
+
+class InterruptedWrites(io.RawIOBase):
+    """A file in whose first write Ctrl-C comes."""
+
+    interrupted = False
+
+    def writable(self):
+        return True
+
+    def write(self, data):
+        if not self.interrupted:
+            self.interrupted = True
+            os.kill(os.getpid(), signal.SIGINT)
+        return len(data)
+
+
+def test_ctrl_c_while_a_line_is_printed_ends_the_run_cleanly(tmp_path):
+    console = Console(file=io.TextIOWrapper(io.BufferedWriter(InterruptedWrites())))
+    with pytest.raises(InterruptedRun, match="stopped at step 1 of 30, which is saved"):
+        train(tiny_config(), tmp_path, console)
 
 
 @pytest.mark.slow
