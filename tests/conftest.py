@@ -17,6 +17,12 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 use_compilation_cache()
 
 
+def pytest_collection_modifyitems(items):
+    """Files with slow tests first, so that in the end no process is left alone with them."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
+
+
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory):
     """An uninterrupted run: (workdir, result)."""

@@ -63,6 +63,7 @@ def shrunk(config):
     return config
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [*IMAGENET, "imagenette", "folder", STUDIES[0]])
 def test_every_recipe_trains(tmp_path, name):
     config = shrunk(recipe(name))

@@ -5,6 +5,7 @@ import pytest
 from resnet_jax.training.metrics import scores
 from tests.tiny import build, tiny_config
 
+pytestmark = pytest.mark.slow
 STEPS = 20
 
 

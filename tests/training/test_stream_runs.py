@@ -15,6 +15,8 @@ from resnet_jax.data.splits import open_sources
 from resnet_jax.errors import InterruptedRun
 from tests.tiny import build, tiny_config
 
+pytestmark = pytest.mark.slow
+
 
 def photo_config(folder, **overrides):
     settings = {
