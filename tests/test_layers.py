@@ -4,6 +4,7 @@ import ast
 import functools
 import os
 import pathlib
+import re
 import shutil
 import subprocess
 import sys
@@ -81,6 +82,15 @@ def test_the_training_loop_can_be_read_in_an_afternoon():
     modules = closure("resnet_jax.training.loop")
     lines = sum(len(FILES[module].read_text().splitlines()) for module in modules)
     assert len(modules) <= 22 and lines <= 3000, (len(modules), lines, sorted(modules))
+
+
+def test_the_reading_path_is_short_and_its_line_counts_are_right():
+    page = (ROOT / "docs" / "reading.md").read_text()
+    rows = re.findall(r"\]\(../(resnet_jax/\S+\.py)\) \| (\d+) \|", page)
+    assert all((ROOT / name).read_text().count("\n") == int(lines) for name, lines in rows), page
+    total = sum(int(lines) for _, lines in rows)
+    assert 0 < len(rows) <= 8 and total <= 1200
+    assert f"{total:,} lines together" in page and f"{total:,} lines together" in (ROOT / "README.md").read_text()
 
 
 def test_files_and_functions_are_short():
