@@ -72,7 +72,7 @@ def train(
         recipe = make_recipe(config)
         assembly = Assembly(recipe)
         with contextlib.ExitStack() as stack:
-            stop_requested = stop_requested or stack.enter_context(stop_requests())
+            stop_requested = stop_requested or stack.enter_context(stop_requests(console))
             run = stack.enter_context(open_run(recipe, assembly, workdir, console, bars))
             run.program = assembly.program(random_keys(config.seed)[0])
             stack.callback(run.program.loader.close)

@@ -65,7 +65,7 @@ def run_study(
     unfinished = [run for run in runs if not run.result]
     finished, failed = len(runs) - len(unfinished), []
     write_results(study, workdir)
-    with progress_bars(console) as bars, stop_requests() as stop_requested:
+    with progress_bars(console) as bars, stop_requests(console) as stop_requested:
         task = bars.add_task("runs", total=len(runs), completed=finished, values="")
         for group in _groups(unfinished, study.replicas, console):
             bars.update(task, values=", ".join(map(_name, group)))

@@ -1,13 +1,14 @@
 """The loop, told once: ask for inputs, step, let the hooks do their duties; and again. For one run or K replicas."""
 
+import _thread
 import contextlib
-import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
 
 import jax
 from jax.experimental import multihost_utils
+from rich.console import Console
 
 from resnet_jax.errors import DivergedError
 from resnet_jax.training.accumulator import StepTimer
@@ -67,7 +68,7 @@ def explained(run: TrainingRun, error: DivergedError) -> DivergedError:
 
 
 @contextlib.contextmanager
-def stop_requests() -> Iterator[Callable[[int], bool]]:
+def stop_requests(console: Console) -> Iterator[Callable[[int], bool]]:
     """A function of the step that says whether Ctrl-C or SIGTERM has come. A second one ends the process at once.
 
     Where there are several processes, JAX itself takes SIGTERM, and all of them stop after the same step.
@@ -81,9 +82,10 @@ def stop_requests() -> Iterator[Callable[[int], bool]]:
         if requests:
             raise KeyboardInterrupt
         requests.append(number)
-        # Past Python's files: the signal may have come while one of them is being written to.
-        with contextlib.suppress(OSError):
-            os.write(2, b"stopping after the next step; once more to end without saving\n")
+        # In a thread, which waits until the file is free: the signal may have come while this one prints. A raw one:
+        # it may have come while this one starts a thread.
+        message = "stopping after the next step; once more to end without saving"
+        _thread.start_new_thread(console.print, (message,), {"highlight": False})
 
     # Signals can be handled in the main thread only; elsewhere they are the caller's.
     handled = (signal.SIGINT, signal.SIGTERM) if threading.current_thread() is threading.main_thread() else ()

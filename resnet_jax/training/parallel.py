@@ -1,10 +1,12 @@
 """Data parallelism: the only file that names the device axis."""
 
+import zlib
 from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from resnet_jax.data.order import StepInputs
@@ -60,6 +62,23 @@ def join_processes() -> None:
         ) from None
 
 
+def _is_key(x) -> bool:
+    return isinstance(x, jax.Array) and jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
+
+
+def _check_same_in_all_processes(tree) -> None:
+    checksum = 0
+    for x in jax.tree.leaves(tree):
+        checksum = zlib.crc32(np.asarray(jax.random.key_data(x) if _is_key(x) else x).tobytes(), checksum)
+    try:
+        multihost_utils.assert_equal(np.uint32(checksum))
+    except AssertionError:
+        raise UserError(
+            "parallel.distributed: expected the same state in every process, found different ones; start all of them "
+            "with the same code, config and workdir, on a file system that they share"
+        ) from None
+
+
 def is_main_process() -> bool:
     """True in the process that writes what only one may write."""
     return jax.process_index() == 0
@@ -88,17 +107,23 @@ class DataParallel:
         return self._wrap(function, self.mesh, donate)
 
     def replicate(self, tree):
-        """Copy arrays from the host, or from one device, to every device."""
-        everywhere = NamedSharding(self.mesh, _REPLICATED)
+        """Copy arrays from the host, or from one device, to every device.
+
+        Raises:
+          UserError: processes have different arrays.
+        """
+        everywhere, one_process = NamedSharding(self.mesh, _REPLICATED), jax.process_count() == 1
+        if not one_process:
+            _check_same_in_all_processes(tree)
 
         def one(x):
-            if isinstance(x, jax.Array) and jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
+            if _is_key(x):
                 return jax.random.wrap_key_data(one(jax.random.key_data(x)))
             # A copy: a device may alias an array of the host, and memory that is donated will be written to. What is
             # on a device goes to others directly, but not to those of other processes.
-            on_device = isinstance(x, jax.Array) and jax.process_count() == 1
-            # Not device_put: it compares each array over all processes first, with a program for each shape.
-            return jax.make_array_from_process_local_data(everywhere, x if on_device else np.array(x))
+            x = x if isinstance(x, jax.Array) and one_process else np.array(x)
+            # Not device_put, which compares the arrays of all processes one by one, by a program for each shape.
+            return jax.make_array_from_process_local_data(everywhere, x)
 
         return jax.tree.map(one, tree)
 

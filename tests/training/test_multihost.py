@@ -43,6 +43,7 @@ import sys, jax
 workdir, port, index = sys.argv[1], sys.argv[2], int(sys.argv[3])
 address = f"127.0.0.1:{port}"
 jax.distributed.initialize(address, num_processes=2, process_id=index, coordinator_bind_address=address)
+assert jax.device_count() == 4
 import resnet_jax
 from resnet_jax import train
 from tests.tiny import tiny_config
@@ -55,6 +56,10 @@ try:
     train(config, workdir + "/stopped")
 except resnet_jax.UserError as error:
     print("stopped:", error)
+try:
+    train(tiny_config(**{SETTINGS}, seed=index, parallel__distributed=True), workdir + "/different")
+except resnet_jax.UserError as error:
+    print("refused:", error)
 """
 STUDY = f"""
 config = tiny_config(**{SETTINGS}, parallel__distributed=True)
@@ -72,7 +77,7 @@ def run_two_processes(code, workdir):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    flags = os.environ["XLA_FLAGS"] + " --xla_force_host_platform_device_count=2"
+    flags = os.environ["XLA_FLAGS"] + " --xla_force_host_platform_device_count=2"  # the last one counts
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
     processes = [
         subprocess.Popen(
@@ -116,6 +121,12 @@ def test_a_corrupt_image_that_one_process_reads_stops_both(trained_by_two_proces
     _, outputs = trained_by_two_processes
     assert all("stopped: data.max_corrupt: expected at most 0.10%" in output for output in outputs)
     assert ["7.jpg cannot be decoded" in output for output in outputs].count(True) == 1
+
+
+@pytest.mark.slow
+def test_processes_that_start_from_different_weights_are_refused(trained_by_two_processes):
+    _, outputs = trained_by_two_processes
+    assert all("refused: parallel.distributed: expected the same state in every process" in text for text in outputs)
 
 
 @pytest.mark.slow

@@ -5,7 +5,6 @@ import pytest
 from resnet_jax.training.metrics import scores
 from tests.tiny import build, tiny_config
 
-pytestmark = pytest.mark.slow
 STEPS = 20
 
 
@@ -25,6 +24,7 @@ def one_device():
     return train(parallel__devices=1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("wrapper", ["shard_map", "pmap"])
 def test_four_devices_with_global_statistics_equal_one_device(one_device, wrapper):
     losses, state, _ = train(parallel__devices=4, parallel__wrapper=wrapper, norm__scope="global")
@@ -35,6 +35,7 @@ def test_four_devices_with_global_statistics_equal_one_device(one_device, wrappe
     )
 
 
+@pytest.mark.slow
 def test_shard_map_and_pmap_give_equal_results():
     (losses, state, _), (pmap_losses, pmap_state, _) = (
         train(5, parallel__devices=4, parallel__wrapper=wrapper) for wrapper in ("shard_map", "pmap")
@@ -52,6 +53,7 @@ def test_runs_that_differ_in_seed_and_rate_share_one_program():
     assert len(programs) == 1
 
 
+@pytest.mark.slow
 def test_groups_of_all_devices_are_global_and_groups_of_one_are_local():
     scopes = {
         "global": {"norm__scope": "global"},

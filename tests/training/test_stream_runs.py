@@ -15,8 +15,6 @@ from resnet_jax.data.splits import open_sources
 from resnet_jax.errors import InterruptedRun
 from tests.tiny import build, tiny_config
 
-pytestmark = pytest.mark.slow
-
 
 def photo_config(folder, **overrides):
     settings = {
@@ -66,6 +64,7 @@ def test_every_log_line_says_how_long_the_device_waited(finished):
     assert len(shares) >= 3 and all(0 <= share <= 1 for share in shares)
 
 
+@pytest.mark.slow
 def test_a_run_stopped_at_any_step_goes_on_as_if_it_had_not(folder, finished, tmp_path):
     for stop in (1, 5):
         with pytest.raises(InterruptedRun):
@@ -75,6 +74,7 @@ def test_a_run_stopped_at_any_step_goes_on_as_if_it_had_not(folder, finished, tm
         assert training_losses(tmp_path / str(stop)) == training_losses(finished[0])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("wrapper", ["shard_map", "pmap"])
 def test_four_devices_train_on_the_batch_of_one(folder, wrapper):
     losses = []
@@ -147,6 +147,7 @@ def test_a_corrupt_image_counts_as_an_error_in_evaluation(folder, tmp_path):
         train(photo_config(copy), tmp_path / "run")
 
 
+@pytest.mark.slow
 def test_the_stream_and_the_device_loader_train_alike(tmp_path):
     settings = {"augment__flip": True, "augment__mixup": 0.2, "train__steps": 4}
     runs = [build(tiny_config(data__loader=loader, **settings)) for loader in ("device", "stream")]
