@@ -10,6 +10,8 @@ import sys
 
 import jax
 
+from resnet_jax.workdir import cache_folder
+
 _PACKAGES = (
     "jax jaxlib flax optax orbax-checkpoint ml_collections numpy grain simplejpeg opencv-python-headless pillow"
 ).split()
@@ -18,8 +20,8 @@ _PACKAGES = (
 def use_compilation_cache() -> None:
     """Keep compiled programs between runs, in the user's cache folder unless JAX_COMPILATION_CACHE_DIR says where."""
     if jax.config.jax_compilation_cache_dir is None:
-        base = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
-        jax.config.update("jax_compilation_cache_dir", str(pathlib.Path(base) / "resnet_jax" / "xla"))
+        folder = cache_folder()
+        jax.config.update("jax_compilation_cache_dir", str(folder / "xla") if folder else None)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 
 

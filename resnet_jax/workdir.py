@@ -1,9 +1,14 @@
 """Run directories: locks, and JSON files that are written atomically."""
 
 import contextlib
+import datetime
+import errno
+import itertools
 import json
 import os
 import pathlib
+import shutil
+import tempfile
 import uuid
 from collections.abc import Iterator
 
@@ -12,6 +17,12 @@ import filelock
 from resnet_jax.errors import UserError, WorkdirInUse
 
 _LOCK = ".lock"
+
+
+class StorageError(UserError):
+    """A disk, or what lies on it, failed a run at work."""
+
+    exit_status = 3
 
 
 @contextlib.contextmanager
@@ -35,10 +46,52 @@ def lock_workdir(workdir: pathlib.Path) -> Iterator[None]:
         lock.release()
 
 
+def cache_folder() -> pathlib.Path | None:
+    """The folder for what can be made again, in the user's cache; None where there is no home, as in containers."""
+    if base := os.environ.get("XDG_CACHE_HOME"):
+        return pathlib.Path(base) / "resnet_jax"
+    try:
+        return pathlib.Path.home() / ".cache" / "resnet_jax"
+    except RuntimeError:
+        return None
+
+
 def make_workdir(workdir: pathlib.Path) -> None:
     """Make a directory with its parents, or raise `UserError`."""
     with writing(workdir):
         workdir.mkdir(parents=True, exist_ok=True)
+
+
+@contextlib.contextmanager
+def new_workdir(parent: pathlib.Path, name: str) -> Iterator[pathlib.Path]:
+    """Make `NAME-TIME` in a folder, with `-2` and so on where another job of the same second has it.
+
+    It is removed again if nothing was written to it.
+
+    Raises:
+      UserError: the folder cannot be written.
+    """
+    make_workdir(parent)
+    stem = f"{name}-{datetime.datetime.now():%Y%m%d-%H%M%S}"
+    with writing(parent):
+        workdir = next(filter(_make_if_free, (parent / f"{stem}{end}" for end in _endings())))
+    try:
+        yield workdir
+    finally:
+        with contextlib.suppress(OSError):  # not empty
+            workdir.rmdir()
+
+
+def _endings() -> Iterator[str]:
+    return itertools.chain([""], (f"-{number}" for number in itertools.count(2)))
+
+
+def _make_if_free(path: pathlib.Path) -> bool:
+    try:
+        path.mkdir()
+    except FileExistsError:
+        return False
+    return True
 
 
 def absolute(path: str | pathlib.Path) -> pathlib.Path:
@@ -88,14 +141,86 @@ def write_json(path: pathlib.Path, value: dict) -> None:
 def write_text(path: pathlib.Path, text: str) -> None:
     """Write atomically, even where several processes write at once."""
     temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
+    with naming(path):
+        try:
+            temporary.write_text(text, encoding="utf-8")
+            os.replace(temporary, path)
+        except OSError:
+            with contextlib.suppress(OSError):
+                temporary.unlink(missing_ok=True)
+            raise
 
 
 @contextlib.contextmanager
-def writing(workdir: pathlib.Path):
+def naming(path: str | pathlib.Path) -> Iterator[None]:
+    """Let an `OSError` inside name this file, as those of writes to an open file do not."""
+    try:
+        yield
+    except OSError as error:
+        error.filename, error.filename2 = str(path), None
+        raise
+
+
+@contextlib.contextmanager
+def writing(workdir: pathlib.Path) -> Iterator[None]:
     """Turn an `OSError` inside into a `UserError` that names the directory."""
     try:
         yield
     except OSError as error:
         raise UserError(f"workdir: expected a folder that can be written, found {workdir}: {error.strerror}") from None
+
+
+@contextlib.contextmanager
+def storage_errors(workdir: pathlib.Path) -> Iterator[None]:
+    """Turn an `OSError` of a run at work into one line: what failed, and what to do.
+
+    Raises:
+      StorageError: see there.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise StorageError(describe_failure(error, workdir)) from error
+
+
+def describe_failure(error: BaseException, workdir: pathlib.Path) -> str:
+    """The file and the reason of an error of the storage, and what to do."""
+    cause = error
+    while not isinstance(cause, OSError) and (cause.__cause__ or cause.__context__):
+        cause = cause.__cause__ or cause.__context__
+    if isinstance(cause, UserError):
+        return str(cause)
+    if isinstance(cause, OSError):
+        reason = f"{cause.filename or workdir}: {cause.strerror or cause}"
+    else:
+        reason = f"{workdir}: {str(error).splitlines()[-1] or type(error).__name__}"
+    if not workdir.is_dir():
+        return f"{reason}; the folder {workdir} was moved or removed during the run. Move it back to continue"
+    full = "No space left" in reason or (isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT))
+    if full:
+        reason += f" ({_size(shutil.disk_usage(workdir).free)} are free)"
+    remedy = "Make room" if full else "Mend that"
+    return f"{reason}. {remedy}, then give the same command with --workdir={workdir}"
+
+
+def check_room(workdir: pathlib.Path, size: int) -> None:
+    """Raise `OSError` if fewer than `size` bytes are free: what writes to a full disk fails late and says little."""
+    free = shutil.disk_usage(workdir).free
+    if free < size:
+        raise OSError(errno.ENOSPC, f"No space left on device for a checkpoint of {_size(size)}", str(workdir))
+
+
+def _size(count: int) -> str:
+    return f"{count / 1e6:,.1f} MB"
+
+
+@contextlib.contextmanager
+def path_for_orbax(path: pathlib.Path) -> Iterator[pathlib.Path]:
+    """A path to the same folder without `*`, `?` and `[`: Orbax takes its own paths for patterns, and finds nothing."""
+    if not set("*?[") & set(str(path)):
+        yield path
+        return
+    with tempfile.TemporaryDirectory(prefix="resnet_jax_") as folder:
+        link = pathlib.Path(folder) / "link"
+        link.symlink_to(path)
+        yield link

@@ -9,7 +9,7 @@ import sys
 import jax
 import numpy as np
 
-from resnet_jax.checkpoint import Checkpoints, read_step
+from resnet_jax.checkpoint import SavedSteps, read_step
 from resnet_jax.training.accumulator import StepTimer
 from resnet_jax.training.logs import read_metrics
 
@@ -27,8 +27,8 @@ def logged(workdir, names=EVERY_STEPS):
 
 def last_state(workdir):
     """Every array of the last checkpoint."""
-    with Checkpoints(workdir, read_only=True) as checkpoints:
-        return read_step(checkpoints.path(checkpoints.resolve("latest")), ("model", "optimizer"))[0]
+    saved = SavedSteps(workdir)
+    return read_step(saved.path(saved.resolve("latest")), ("model", "optimizer"))[0]
 
 
 def assert_the_same_end(workdir, reference):

@@ -11,7 +11,7 @@ from rich.console import Console
 
 import resnet_jax
 from resnet_jax import evaluate, train
-from resnet_jax.checkpoint import read_step
+from resnet_jax.checkpoint import SavedSteps, read_step
 from resnet_jax.config import default
 from resnet_jax.config.stored import RENAMED, flatten, read_config
 from resnet_jax.evaluation.predictions import read_predictions
@@ -20,6 +20,7 @@ from tests import tiny  # noqa: F401  (registers the tiny net)
 
 GOLDEN = pathlib.Path(__file__).parent / "golden" / "v0"
 EXPECTED = json.loads((GOLDEN / "expected.json").read_text())
+V1 = GOLDEN.parent / "v1"
 SCORES = [(name, key) for name, found in EXPECTED.items() for key in found]
 
 
@@ -132,3 +133,34 @@ def test_a_stored_study_takes_defaults_and_todays_values(runs, tmp_path):
     study = read_config(workdir)
     assert study.replicas is None
     assert study.cells[0]["overrides"] == {"data.workers": "threads", "train.grad_accum_steps": 2}
+
+
+def test_a_run_of_format_1_scores_as_it_did():
+    for key, expected in json.loads((V1 / "expected.json").read_text())["digits_ema"].items():
+        split, step, *how = key.split()
+        assert evaluate.predict(V1 / "digits_ema", split, step, ema="ema" in how).scores() == pytest.approx(expected)
+
+
+def test_a_run_of_format_1_ends_as_the_uninterrupted_one_did(tmp_path):
+    workdir = shutil.copytree(V1 / "digits_ema_stopped", tmp_path / "run")
+    result = train(read_config(workdir), workdir, Console(quiet=True))
+    expected = json.loads((V1 / "digits_ema" / "result.json").read_text())
+    for split in ("train", "validation", "test"):
+        assert result["last"][split] == pytest.approx(expected["last"][split], rel=1e-5)
+
+
+@pytest.mark.parametrize("text", ["", "{", '{"accuracy": 1.0, "loss": 0.0}'])
+def test_metrics_beside_the_digests_of_format_1_are_not_asked_for(tmp_path, text):
+    workdir = shutil.copytree(V1 / "digits_ema_stopped", tmp_path / "run")
+    (workdir / "checkpoints" / "10" / "metrics" / "metrics").write_text(text)
+    saved = SavedSteps(workdir)
+    assert (saved.resolve("best"), saved.resolve("latest")) == (10, 13)
+    assert train(read_config(workdir), workdir, Console(quiet=True))["completed"]
+
+
+def test_garbled_metrics_of_format_0_lose_the_best_and_nothing_else(tmp_path):
+    workdir = shutil.copytree(GOLDEN / "digits_ema_stopped", tmp_path / "run")
+    for file in workdir.glob("checkpoints/*/metrics/metrics"):
+        file.write_text("{")
+    assert SavedSteps(workdir).resolve("best") == 13
+    assert train(read_config(workdir), workdir, Console(quiet=True))["completed"]

@@ -2,6 +2,6 @@
 
 from resnet_jax.checkpoint.card import ModelCard
 from resnet_jax.checkpoint.files import CorruptCheckpoint, read_step, unflatten
-from resnet_jax.checkpoint.store import Checkpoints
+from resnet_jax.checkpoint.store import Checkpoints, SavedSteps
 
-__all__ = ["Checkpoints", "CorruptCheckpoint", "ModelCard", "read_step", "unflatten"]
+__all__ = ["Checkpoints", "CorruptCheckpoint", "ModelCard", "SavedSteps", "read_step", "unflatten"]

@@ -8,21 +8,44 @@ import contextlib
 import hashlib
 import json
 import logging
+import os
 import pathlib
 from collections.abc import Mapping
+from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
-from resnet_jax.errors import UserError
+from resnet_jax.errors import DivergedError, UserError
+from resnet_jax.workdir import path_for_orbax
 
-FORMAT = 1  # of a step; 0 had no card. A fixture of each lies in tests/golden
+FORMAT = 2  # of a step; 0 had no card, 1 kept its metrics outside the digests. A fixture of each lies in tests/golden
 META = "meta"
+_FILE = pathlib.Path(META) / "metadata"  # where Orbax writes JSON
 
 
 class CorruptCheckpoint(UserError):
     """A checkpoint that cannot be read, or that does not hold what was saved."""
+
+
+class Meta(NamedTuple):
+    """The JSON beside the arrays of a step.
+
+    Attributes:
+      step: number of updates; None in format 0.
+      metrics: scores on the validation split, or None.
+      notes: what `Checkpoints.save` was given.
+      card: the model card, or None in format 0.
+      digests: SHA-256 by name of a tree.
+    """
+
+    step: int | None
+    metrics: dict[str, float] | None
+    notes: dict
+    card: dict | None
+    digests: dict[str, str]
 
 
 def is_step(path: pathlib.Path) -> bool:
@@ -30,48 +53,116 @@ def is_step(path: pathlib.Path) -> bool:
     return (path / META).is_dir()
 
 
-def describe(trees: Mapping[str, object], notes: dict, card: dict | None) -> tuple[dict[str, dict], dict]:
-    """Arrays by item and name, on the host, and the JSON object that is saved beside them."""
+def describe(
+    step: int, trees: Mapping[str, object], metrics: dict | None, notes: dict, card: dict | None
+) -> tuple[dict[str, dict], dict]:
+    """Arrays by item and name, on the host, and the JSON object that is saved beside them.
+
+    Raises:
+      DivergedError: a number is not finite.
+    """
     items = {name: _to_host(tree) for name, tree in trees.items()}
+    for item, arrays in items.items():
+        for name, array in arrays.items():
+            if jnp.issubdtype(array.dtype, jnp.inexact) and not np.isfinite(array).all():
+                raise DivergedError(f"{item} {name} is not finite after step {step}, so that step is not saved")
+    values = {"format": FORMAT, "step": step, "metrics": metrics, "notes": notes, "card": card}
     digests = {name: digest(arrays) for name, arrays in items.items()}
-    meta = {"format": FORMAT, "notes": notes, "card": card}
-    return items, {**meta, "digests": {**digests, "notes": _text_digest(notes), "card": _text_digest(card)}}
+    return items, {**values, "digests": {**digests, META: _text_digest(values)}}
 
 
-def read_step(path: pathlib.Path, names: tuple[str, ...]) -> tuple[dict[str, dict[str, np.ndarray]], dict, dict | None]:
-    """(arrays by item and name, notes, card or None) of a saved step, wherever its folder lies.
+def read_meta(path: pathlib.Path) -> Meta:
+    """The JSON of a saved step, wherever its folder lies.
+
+    Raises:
+      CorruptCheckpoint: it is not there, or does not match its digests.
+      UserError: it may not be read, or was saved by a newer version.
+    """
+    try:
+        stored = json.loads((path / _FILE).read_text())
+        digests, notes, card = stored["digests"], stored["notes"], stored.get("card")
+    except (FileNotFoundError, NotADirectoryError):
+        raise CorruptCheckpoint(f"checkpoint {path} cannot be read: it has no {_FILE}") from None
+    except OSError as error:
+        raise _not_readable(error) from None
+    except (ValueError, KeyError, TypeError, AttributeError):  # ValueError: not text, or not JSON
+        raise CorruptCheckpoint(f"checkpoint {path} cannot be read: its {_FILE} is garbled") from None
+    found = check_format(stored.get("format", 0), FORMAT, f"checkpoint {path}")
+    if found >= 2:
+        values = {name: value for name, value in stored.items() if name != "digests"}
+        expected = {META: _text_digest(values)}
+        step, metrics = stored["step"], stored["metrics"]
+    else:
+        expected = {"notes": _text_digest(notes), **({"card": _text_digest(card)} if found else {})}
+        source = (card or {}).get("source", {})
+        step = source.get("step")
+        metrics = source.get("metrics") if found else _metrics_of_format_0(path)
+    for name, value in expected.items():
+        if digests.get(name) != value:
+            raise _mismatch(path, name)
+    return Meta(step, metrics, notes, card, digests)
+
+
+def read_step(path: pathlib.Path, names: tuple[str, ...]) -> tuple[dict[str, dict[str, np.ndarray]], Meta]:
+    """(arrays by item and name, the JSON beside them) of a saved step, wherever its folder lies.
 
     Raises:
       CorruptCheckpoint: it cannot be read, or does not match its digests.
-      UserError: it was saved by a newer version.
+      UserError: it may not be read, or was saved by a newer version.
     """
+    meta = read_meta(path)
     arguments = {name: ocp.args.StandardRestore() for name in names}
     try:
-        with orbax_warnings_silenced(), ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
-            restored = checkpointer.restore(
-                path.absolute(), args=ocp.args.Composite(**{META: ocp.args.JsonRestore()}, **arguments)
-            )
+        with (
+            orbax_warnings_silenced(),
+            path_for_orbax(path.absolute()) as folder,
+            ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer,
+        ):
+            restored = checkpointer.restore(folder, args=ocp.args.Composite(**arguments)) if names else {}
         items = {name: restored[name] for name in names}
-        meta = restored[META]
-        digests, notes, card = meta["digests"], meta["notes"], meta.get("card")
-    except (MemoryError, PermissionError):  # not corrupt
+        found = {name: digest(arrays) for name, arrays in items.items()}
+    except MemoryError:  # not corrupt
         raise
     except Exception as error:  # whatever Orbax and its storage say about a broken file
+        _check_readable(path)
         raise CorruptCheckpoint(f"checkpoint {path} cannot be read ({type(error).__name__})") from error
-    check_format(meta.get("format", 0), FORMAT, f"checkpoint {path}")
-    found = {name: digest(arrays) for name, arrays in items.items()} | {"notes": _text_digest(notes)}
-    if "card" in digests:
-        found["card"] = _text_digest(card)
-    for name in found:
-        if found[name] != digests.get(name):
-            raise CorruptCheckpoint(
-                f"checkpoint {path} is corrupt: its {name} does not match the digest it was saved with"
-            )
-    return items, notes, card
+    for name in names:
+        if found[name] != meta.digests.get(name):
+            raise _mismatch(path, name)
+    return items, meta
 
 
-def check_format(found: object, known: int, where: object) -> None:
-    """Refuse the number of a format that this version does not know.
+def _mismatch(path, name) -> CorruptCheckpoint:
+    return CorruptCheckpoint(f"checkpoint {path} is corrupt: its {name} does not match the digest it was saved with")
+
+
+def _metrics_of_format_0(path) -> dict | None:
+    try:
+        return dict(json.loads((path / "metrics" / "metrics").read_text()))
+    except (OSError, ValueError, TypeError):  # there were none, or they are garbled: then it is not the best
+        return None
+
+
+def _check_readable(path: pathlib.Path) -> None:
+    """Raise `UserError` if a file below cannot be opened: then nothing is known of what it holds."""
+
+    def refuse(error):
+        raise error
+
+    try:
+        for folder, _, files in os.walk(path, onerror=refuse):
+            for name in files:
+                os.close(os.open(os.path.join(folder, name), os.O_RDONLY))
+    except OSError as error:
+        raise _not_readable(error) from None
+
+
+def _not_readable(error: OSError) -> UserError:
+    return UserError(f"checkpoint: {error.filename} cannot be read: {error.strerror}; nothing was changed")
+
+
+def check_format(found: object, known: int, where: object) -> int:
+    """The number of a format, if this version knows it.
 
     Raises:
       UserError: it is higher, or no number.
@@ -80,6 +171,7 @@ def check_format(found: object, known: int, where: object) -> None:
         raise UserError(
             f"{where}: expected format {known} or lower, found {found}; update resnet_jax, or mend the file"
         )
+    return found
 
 
 def digest(arrays: Mapping[str, np.ndarray]) -> str:

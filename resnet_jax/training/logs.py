@@ -1,11 +1,15 @@
 """The log of a run: `metrics.jsonl` and TensorBoard events."""
 
+import contextlib
 import json
-import os
 import pathlib
 import sys
+import time
+import warnings
+from collections.abc import Iterator, Mapping
 
 from resnet_jax.errors import UserError
+from resnet_jax.workdir import naming, write_text
 
 
 class MetricsLog:
@@ -19,6 +23,9 @@ class MetricsLog:
 
     Attributes:
       train_scores: loss, accuracy and top5 of the training lines, by step.
+
+    Raises:
+      OSError: `metrics.jsonl` cannot be written; of events that cannot, it is said once.
     """
 
     def __init__(self, workdir: pathlib.Path, after_step: int, enabled: bool = True, test_curve: bool = False):
@@ -33,20 +40,19 @@ class MetricsLog:
             for line in lines
             if after_step and line["step"] <= after_step and (test_curve or line["split"] != "test")
         ]
-        temporary = path.with_name(path.name + ".tmp")
-        temporary.write_text("".join(json.dumps(line) + "\n" for line in kept))
-        os.replace(temporary, path)
-        self._file = path.open("a")
+        write_text(path, "".join(json.dumps(line) + "\n" for line in kept))
+        self._path, self._file = path, path.open("a")
         for line in kept:
             self._remember(line)
-        self._events = _summary_writer_class()(str(workdir), purge_step=after_step + 1 if lines else None)
+        self._events = _Events(workdir, purge_step=after_step + 1 if lines else None)
 
     def __enter__(self) -> "MetricsLog":
         return self
 
     def __exit__(self, *_) -> None:
         if self._enabled:
-            self._file.close()
+            with contextlib.suppress(OSError):  # of a line that could not be written, which was said
+                self._file.close()
             self._events.close()
 
     def write(self, split: str, step: int, epoch: float, values: dict[str, float | dict[str, float]]) -> None:
@@ -54,29 +60,84 @@ class MetricsLog:
         if not self._enabled:
             return
         line = {"step": step, "epoch": round(epoch, 6), "split": split, **values}
-        self._file.write(json.dumps(line, allow_nan=False) + "\n")
-        self._file.flush()
+        with naming(self._path):
+            self._file.write(json.dumps(line, allow_nan=False) + "\n")
+            self._file.flush()
         self._remember(line)
-        for name, value in values.items():
-            for part, number in value.items() if isinstance(value, dict) else [("", value)]:
-                self._events.add_scalar(f"{split}/{name}/{part}".rstrip("/"), number, step)
+        self._events.write(
+            step,
+            {
+                f"{split}/{name}/{part}".rstrip("/"): number
+                for name, value in values.items()
+                for part, number in (value.items() if isinstance(value, dict) else [("", value)])
+            },
+        )
 
     def _remember(self, line: dict) -> None:
         if line["split"] == "train":
             self.train_scores[line["step"]] = {name: line[name] for name in ("loss", "accuracy", "top5")}
 
 
-def _summary_writer_class():
+class _Events:
+    """TensorBoard events, each on the disk at once. Where they cannot be written, they end, and the run does not.
+
+    Not tensorboardX's SummaryWriter: its thread dies of a full disk, and then its queue blocks the run.
+
+    Args:
+      workdir: run directory.
+      purge_step: events of earlier files from this step on are void, or None.
+    """
+
+    def __init__(self, workdir: pathlib.Path, purge_step: int | None):
+        self._proto, make_writer = _tensorboard()
+        self._writer = None
+        with self._until_it_fails():
+            self._writer = make_writer(str(workdir / "events"))
+            self._writer.flush()
+            if purge_step is not None:
+                start = self._proto.SessionLog(status=self._proto.SessionLog.START)
+                self._write(self._proto.Event(step=purge_step, session_log=start))
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        """Write scalars by tag."""
+        scalars = [{"tag": tag, "simple_value": value} for tag, value in values.items()]
+        self._write(self._proto.Event(step=step, summary={"value": scalars}))
+
+    def close(self) -> None:
+        """Close the file."""
+        with self._until_it_fails():
+            if self._writer:
+                self._writer.close()
+
+    def _write(self, event) -> None:
+        if self._writer:
+            event.wall_time = time.time()
+            with self._until_it_fails():
+                self._writer.write_event(event)
+                self._writer.flush()
+
+    @contextlib.contextmanager
+    def _until_it_fails(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            self._writer = None
+            warnings.warn(f"TensorBoard events end here: {error.strerror}; metrics.jsonl has all", stacklevel=2)
+
+
+def _tensorboard():
+    """(protocol buffers of events, class of their files)."""
     # tensorboardX imports torch where it is installed, for a second and for nothing that is used here.
     hide_torch = "torch" not in sys.modules
     if hide_torch:
         sys.modules["torch"] = None
     try:
-        from tensorboardX import SummaryWriter
+        from tensorboardX.event_file_writer import EventsWriter
+        from tensorboardX.proto import event_pb2
     finally:
         if hide_torch:
             del sys.modules["torch"]
-    return SummaryWriter
+    return event_pb2, EventsWriter
 
 
 def read_metrics(path: str | pathlib.Path) -> list[dict]:

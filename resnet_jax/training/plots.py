@@ -6,6 +6,9 @@ from collections.abc import Sequence
 import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.legend import Legend
+
+from resnet_jax.workdir import naming
 
 _SPLIT_STYLES = {"train": ("C0", "-", 1.0), "validation": ("C1", "--", 2.0), "test": ("C2", "-", 2.0)}
 STYLE = {"font.size": 12, "axes.grid": True, "grid.alpha": 0.3, "savefig.dpi": 130}
@@ -33,13 +36,23 @@ def plot_run(lines: Sequence[dict], target: str | pathlib.Path, title: str) -> N
     rate.set(title="Learning rate", ylabel="learning rate")
     for axes in (loss, accuracy, rate):
         axes.set_xlabel("epoch")
-    figure.savefig(target)
+    save(figure, target)
 
 
 def subplots(rows: int, columns: int, *, figsize: tuple[float, float], **settings) -> tuple:
     """(figure, axes) for a file. Not by pyplot, whose backend and figures belong to whoever imports us."""
     figure = Figure(figsize=figsize, layout="constrained")
     return figure, figure.subplots(rows, columns, **settings)
+
+
+def save(figure: Figure, target: str | pathlib.Path) -> None:
+    """Write a picture. Titles and legends, which hold names, are shown as they are: `$` begins no formula there."""
+    texts = [text for legend in figure.findobj(Legend) for text in legend.get_texts()]
+    texts += [axes.title for axes in figure.axes] + [figure.suptitle(figure.get_suptitle())]
+    for text in texts:
+        text.set_parse_math(False)
+    with naming(target):
+        figure.savefig(target)
 
 
 def points(lines: Sequence[dict], split: str, name: str) -> tuple[np.ndarray, np.ndarray]:

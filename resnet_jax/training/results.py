@@ -24,9 +24,10 @@ def final_result(run: TrainingRun, state: TrainState) -> dict:
 def _final_scores(run: TrainingRun, state: TrainState) -> dict[str, dict]:
     """Scores of the last and of the best weights. Nothing was chosen by the test split before."""
     recipe, step = run.recipe, run.recipe.num_steps
-    best_step, items, messages = run.checkpoints.read_best(("model",))
-    for message in messages:
-        run.console.print(message, highlight=False, soft_wrap=True)
+    known = len(run.checkpoints.messages)
+    best_step, items = run.checkpoints.read_best(("model",))
+    for message in run.checkpoints.messages[known:]:
+        run.console.print(message, highlight=False, markup=False, soft_wrap=True)
     shapes = {**state.variables, **({} if state.ema is None else {"ema": state.ema})}
     best = unflatten(shapes, items["model"], run.checkpoints.path(best_step))
     best_state = state.replace(**run.program.parallel.replicate(best))

@@ -10,8 +10,8 @@ from PIL import Image
 
 import resnet_jax
 from resnet_jax import UserError, evaluate
-from resnet_jax.checkpoint import ModelCard, read_step
-from resnet_jax.checkpoint.files import FORMAT, describe
+from resnet_jax.checkpoint import ModelCard
+from resnet_jax.checkpoint.files import FORMAT, describe, read_meta
 
 
 @pytest.fixture
@@ -65,7 +65,7 @@ def test_a_card_says_what_the_model_is_and_where_it_came_from(finished):
     assert repr(card.create_model()) == repr(resnet_jax.load_checkpoint(finished[0])[0])
     assert card.class_names == tuple("0123456789")
     assert {"config", "environment"} <= card.source.keys()
-    _, _, stored = read_step(finished[0] / "checkpoints" / "60", ())
+    stored = read_meta(finished[0] / "checkpoints" / "60").card
     assert (stored["source"]["step"], stored["model"]) == (60, card.model)
     lines = [json.loads(line) for line in (finished[0] / "metrics.jsonl").read_text().splitlines()]
     (validation,) = [line for line in lines if line["split"] == "validation" and line["step"] == 60]
@@ -83,7 +83,7 @@ def rewrite_card(step_folder, change):
     """Change the card of a step, and its digest with it."""
     file = step_folder / "meta" / "metadata"
     meta = json.loads(file.read_text())
-    _, new = describe({}, meta["notes"], change(meta["card"]))
+    _, new = describe(meta["step"], {}, meta["metrics"], meta["notes"], change(meta["card"]))
     digests = {**meta["digests"], **new["digests"]}
     file.write_text(json.dumps({**new, "digests": digests}))
 
@@ -99,7 +99,7 @@ def test_the_card_beside_the_weights_counts_not_the_copy_for_people(copy, finish
 def test_a_changed_card_is_never_used(copy):
     (file,) = copy.glob("checkpoints/60/meta/metadata")
     file.write_text(file.read_text().replace('"tiny"', '"resnet20"'))
-    with pytest.raises(UserError, match="card does not match the digest"):
+    with pytest.raises(UserError, match="meta does not match the digest"):
         resnet_jax.load_checkpoint(copy, 60)
 
 

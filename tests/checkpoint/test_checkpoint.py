@@ -1,5 +1,7 @@
 import pathlib
 import random
+import re
+import shutil
 
 import jax
 import numpy as np
@@ -7,10 +9,13 @@ import optax
 import pytest
 
 from resnet_jax import UserError, create_model
-from resnet_jax.checkpoint import Checkpoints, CorruptCheckpoint, read_step, unflatten
+from resnet_jax.checkpoint import Checkpoints, CorruptCheckpoint, SavedSteps, read_step, unflatten
+from resnet_jax.checkpoint.files import describe
+from resnet_jax.errors import DivergedError
 from resnet_jax.training.hooks import ITEMS, checkpoint_items
 from resnet_jax.training.optim import make_optimizer
 from resnet_jax.training.step import TrainState, create_state
+from resnet_jax.workdir import StorageError
 from tests import tiny  # noqa: F401  (registers the tiny net)
 
 
@@ -27,10 +32,10 @@ def items_of(step, **settings):
 
 def restored(checkpoints, like=None):
     """The trees of the newest whole checkpoint, its notes and the messages."""
-    step, items, notes, messages = checkpoints.restore_latest(ITEMS)
+    step, items, notes = checkpoints.restore_latest(ITEMS)
     template = items_of(0) if like is None else like
     trees = {name: unflatten(tree, items[name], checkpoints.path(step)) for name, tree in template.items()}
-    return trees, notes, messages
+    return trees, notes, checkpoints.messages
 
 
 def read_model(checkpoints, step):
@@ -73,8 +78,7 @@ def test_there_is_nothing_to_restore_in_a_new_folder(tmp_path):
 
 def test_the_last_ones_and_the_best_are_kept(tmp_path):
     assert fill(tmp_path, scores(0.1, 0.9, 0.3, 0.9, 0.2, 0.3)) == [4, 5, 6]  # equal to 2, but of lower loss
-    with open_checkpoints(tmp_path, read_only=True) as checkpoints:
-        resolved = [checkpoints.resolve(name) for name in ("best", "latest", 5, "5")]
+    resolved = [SavedSteps(tmp_path).resolve(name) for name in ("best", "latest", 5, "5")]
     assert resolved == [4, 6, 5, 5]
 
 
@@ -84,8 +88,7 @@ def test_the_best_by_a_loss_is_the_lowest(tmp_path):
 
 def test_without_metrics_the_best_is_the_latest(tmp_path):
     assert fill(tmp_path, [None, None, None]) == [2, 3]
-    with open_checkpoints(tmp_path, read_only=True) as checkpoints:
-        assert checkpoints.resolve("best") == 3
+    assert SavedSteps(tmp_path).resolve("best") == 3
 
 
 @pytest.mark.parametrize("step", ["bset", 7, "-1"])
@@ -119,13 +122,12 @@ def test_a_flipped_bit_is_never_restored(tmp_path):
         corrupt = bytearray(original)
         corrupt[rng.randrange(len(corrupt))] ^= 1 << rng.randrange(8)
         file.write_bytes(corrupt)
-        with open_checkpoints(tmp_path, read_only=True) as checkpoints:
-            try:
-                found = read_model(checkpoints, 1)
-            except CorruptCheckpoint:
-                refused += 1
-            else:  # the bit meant nothing
-                assert_same(found, model)
+        try:
+            found = read_model(SavedSteps(tmp_path), 1)
+        except CorruptCheckpoint:
+            refused += 1
+        else:  # the bit meant nothing
+            assert_same(found, model)
         file.write_bytes(original)
     assert refused > 10
 
@@ -134,8 +136,8 @@ def test_changed_notes_are_never_restored(tmp_path):
     fill(tmp_path, scores(0.5))
     file = tmp_path / "checkpoints/1/meta/metadata"
     file.write_text(file.read_text().replace("0.1", "0.3"))
-    with open_checkpoints(tmp_path) as checkpoints, pytest.raises(UserError, match="notes does not match the digest"):
-        checkpoints.restore_latest(ITEMS)
+    with pytest.raises(UserError, match="meta does not match the digest(?s:.*)no whole checkpoint is left"):
+        open_checkpoints(tmp_path)
 
 
 def test_a_corrupt_checkpoint_is_set_aside_and_the_one_before_it_used(tmp_path):
@@ -143,8 +145,8 @@ def test_a_corrupt_checkpoint_is_set_aside_and_the_one_before_it_used(tmp_path):
     for file in (tmp_path / "checkpoints/2/model").rglob("*"):
         if file.is_file():
             file.write_bytes(b"")
-    with open_checkpoints(tmp_path, read_only=True) as checkpoints, pytest.raises(UserError, match="cannot be read"):
-        read_model(checkpoints, 2)
+    with pytest.raises(UserError, match="cannot be read"):
+        read_model(SavedSteps(tmp_path), 2)
     with open_checkpoints(tmp_path) as checkpoints:
         trees, _, messages = restored(checkpoints)
         assert_same(trees, items_of(1))
@@ -158,8 +160,8 @@ def test_a_corrupt_checkpoint_is_set_aside_and_the_one_before_it_used(tmp_path):
 def test_a_stray_folder_does_not_become_the_latest_step(tmp_path):
     fill(tmp_path, scores(0.5))
     (tmp_path / "checkpoints/99").mkdir()
-    with open_checkpoints(tmp_path, read_only=True) as checkpoints:
-        assert checkpoints.resolve("latest") == 1
+    with pytest.warns(UserWarning, match="99 cannot be read: it has no meta/metadata; it is left out"):
+        assert SavedSteps(tmp_path).resolve("latest") == 1
     with open_checkpoints(tmp_path) as checkpoints:
         assert_same(restored(checkpoints)[0], items_of(1))
         checkpoints.save(2, items_of(2), metrics=None, notes={})  # Orbax would skip it, below 99
@@ -175,9 +177,118 @@ def test_a_checkpoint_of_another_model_is_refused_with_both_sides(tmp_path):
 
 
 def test_a_folder_without_a_run_is_refused(tmp_path):
-    with pytest.raises(UserError, match="found no checkpoints/ in it"):
-        open_checkpoints(tmp_path / "nothing", read_only=True)
-    assert not (tmp_path / "nothing").exists()
     with open_checkpoints(tmp_path) as checkpoints, pytest.raises(UserError, match="no checkpoint yet"):
         checkpoints.resolve("best")
     assert pathlib.Path(tmp_path / "checkpoints").is_dir()
+
+
+def test_any_name_of_a_folder_works(tmp_path):
+    workdir = tmp_path / "a[1] * ?" / "run[x]"
+    fill(workdir, scores(0.5, 0.6))
+    assert_same(read_model(SavedSteps(workdir), 2), items_of(2)["model"])
+    with open_checkpoints(workdir) as checkpoints:
+        assert_same(restored(checkpoints)[0], items_of(2))
+
+
+@pytest.mark.parametrize("number", [np.nan, np.inf])
+@pytest.mark.parametrize("item", ITEMS)
+def test_a_number_that_is_not_finite_is_never_saved(tmp_path, item, number):
+    items = items_of(1)
+    paths, structure = jax.tree_util.tree_flatten_with_path(items[item])
+    for chosen, (path, _) in enumerate(paths):
+        leaves = [np.array(leaf) for _, leaf in paths]
+        if leaves[chosen].dtype != np.float32:
+            continue
+        leaves[chosen].flat[-1] = number
+        name = jax.tree_util.keystr(path, simple=True, separator=".")
+        broken = {**items, item: jax.tree_util.tree_unflatten(structure, leaves)}
+        with pytest.raises(DivergedError, match=f"{item} {name} is not finite after step 7"):
+            describe(7, broken, None, {}, None)
+    with open_checkpoints(tmp_path) as checkpoints, pytest.raises(DivergedError):
+        checkpoints.save(1, broken, metrics=None, notes={})
+    assert SavedSteps(tmp_path).steps() == []
+
+
+def test_metrics_that_were_changed_make_no_other_step_the_best(tmp_path):
+    fill(tmp_path, scores(0.9, 0.6))
+    file = tmp_path / "checkpoints/2/meta/metadata"
+    file.write_text(file.read_text().replace("0.6", "0.95"))
+    with pytest.warns(UserWarning, match="2 is corrupt: its meta does not match the digest .*; it is left out"):
+        assert SavedSteps(tmp_path).resolve("best") == 1
+    with pytest.raises(CorruptCheckpoint, match="2 is corrupt"):
+        SavedSteps(tmp_path).resolve(2)
+    with open_checkpoints(tmp_path) as checkpoints:
+        assert "2 is corrupt: its meta does not match" in checkpoints.messages[0]
+
+
+def test_without_any_whole_step_nothing_starts_and_nothing_is_moved(tmp_path):
+    fill(tmp_path, scores(0.5, 0.6))
+    for step in (1, 2):
+        shutil.rmtree(tmp_path / "checkpoints" / str(step) / "meta")
+    for _ in range(2):
+        with pytest.raises(UserError, match="2 cannot be read: it has no meta/metadata\nno whole checkpoint is left"):
+            open_checkpoints(tmp_path)
+    assert {path.name for path in (tmp_path / "checkpoints").iterdir()} == {"1", "2"}
+
+
+def test_arrays_that_are_all_corrupt_are_not_moved_either(tmp_path):
+    fill(tmp_path, scores(0.5))
+    for file in (tmp_path / "checkpoints/1/model").rglob("*"):
+        if file.is_file():
+            file.write_bytes(b"")
+    for _ in range(2):
+        with open_checkpoints(tmp_path) as checkpoints, pytest.raises(UserError, match="no whole checkpoint is left"):
+            checkpoints.restore_latest(ITEMS)
+
+
+@pytest.mark.parametrize("file", ["meta/metadata", "model/manifest.ocdbt", "model"])
+def test_what_may_not_be_read_is_named_and_left_alone(tmp_path, file, as_nobody):
+    fill(tmp_path, scores(0.5, 0.6))
+    hidden = tmp_path / "checkpoints/2" / file
+    mode = hidden.stat().st_mode
+    hidden.chmod(0)
+    with as_nobody(tmp_path), pytest.raises(UserError, match=f"{hidden} cannot be read: Permission denied; nothing"):
+        open_checkpoints(tmp_path).restore_latest(ITEMS)
+    hidden.chmod(mode)
+    assert SavedSteps(tmp_path).steps() == [1, 2]
+
+
+def test_a_step_copied_to_another_number_is_no_step(tmp_path):
+    fill(tmp_path, scores(0.5, 0.6))
+    shutil.copytree(tmp_path / "checkpoints/1", tmp_path / "checkpoints/9")
+    with pytest.warns(UserWarning, match="9 holds step 1, so it is a copy; it is left out"):
+        assert SavedSteps(tmp_path).resolve("latest") == 2
+    with open_checkpoints(tmp_path) as checkpoints:
+        assert "9 holds step 1, so it is a copy; it was moved to" in checkpoints.messages[0]
+        assert_same(restored(checkpoints)[0], items_of(2))
+        checkpoints.save(3, items_of(3), metrics=None, notes={})
+    assert SavedSteps(tmp_path).steps() == [2, 3]
+
+
+def test_a_full_disk_is_one_error_and_leaves_the_steps_before(small_disk):
+    workdir = small_disk(1_000_000) / "run"
+    fill(workdir, scores(0.5))
+    with open_checkpoints(workdir) as checkpoints, pytest.raises(StorageError) as stopped:
+        (workdir / "filling").write_bytes(bytes(shutil.disk_usage(workdir).free - 20_000))
+        checkpoints.save(2, items_of(2), metrics=None, notes={})
+        checkpoints.wait()
+    assert re.search(
+        r"No space left on device for a checkpoint of 0.[0-9] MB \(0.0 MB are free\). Make room, then give the same "
+        r"command with --workdir=.*; the checkpoints of steps 1 are whole",
+        str(stopped.value),
+    )
+    assert SavedSteps(workdir).steps() == [1]
+
+
+def test_a_disk_that_fills_while_a_step_is_written_is_one_error_too(small_disk, capfd):
+    workdir = small_disk(1_000_000) / "run"
+    fill(workdir, scores(0.5))
+    size = sum(leaf.nbytes for leaf in jax.tree.leaves(items_of(2)))
+    with (
+        pytest.raises(StorageError, match="No space left on device.* steps 1 are whole"),
+        open_checkpoints(workdir) as c,
+    ):
+        (workdir / "filling").write_bytes(bytes(shutil.disk_usage(workdir).free - size - 5_000))
+        c.save(2, items_of(2), metrics=None, notes={})
+    assert "Traceback" not in capfd.readouterr().err
+    assert SavedSteps(workdir).steps() == [1]
