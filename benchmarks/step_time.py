@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from resnet_jax.errors import command_line
+from resnet_jax.commands import command_line
 from resnet_jax.models import create_model
 from resnet_jax.training.step import create_state, make_train_step
 

@@ -1,13 +1,19 @@
 """Residual networks and their plain twins in JAX/Flax: train, ablate, load."""
 
 import importlib
+import sys
 
-from resnet_jax.data import DATASETS
+from resnet_jax import signals
 from resnet_jax.errors import UserError
-from resnet_jax.models import MODELS, create_model
 
-# On use: configs, runs and training bring Orbax and Optax, which a script that only builds a model need not wait for.
+if sys.argv[:1] == ["-m"] and __name__ in [argument.split(".")[0] for argument in sys.orig_argv]:
+    signals.end_on_ctrl_c()  # here, where `python -m resnet_jax.COMMAND` begins: JAX takes seconds to import
+
+# On use: a script that asks for a model need not wait for Orbax and Optax.
 _ON_USE = {
+    "DATASETS": "resnet_jax.data",
+    "MODELS": "resnet_jax.models",
+    "create_model": "resnet_jax.models",
     "get_config": "resnet_jax.config.flags",
     "load_card": "resnet_jax.config.runs",
     "load_checkpoint": "resnet_jax.config.runs",
@@ -16,7 +22,7 @@ _ON_USE = {
     "train": "resnet_jax.config.train",
 }
 
-__all__ = ["DATASETS", "MODELS", "UserError", "create_model", *_ON_USE]  # noqa: F822
+__all__ = ["UserError", *_ON_USE]  # noqa: F822
 
 
 def __getattr__(name: str):

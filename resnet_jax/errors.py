@@ -1,10 +1,10 @@
 """The exceptions that end a command with a message instead of a traceback."""
 
-import contextlib
 import difflib
-import sys
-import warnings
+import os
 from collections.abc import Iterable
+
+INTERRUPTED = 130  # exit status, as shells give it
 
 
 class UserError(ValueError):
@@ -14,37 +14,27 @@ class UserError(ValueError):
 
 
 class DivergedError(UserError):
-    """The loss, or the gradient, is not finite any more."""
+    """The loss, the gradient or the state is not finite any more."""
 
-    exit_status = 1
+    exit_status = 3
 
 
 class InterruptedRun(UserError):
-    """The run was asked to stop (Ctrl-C, SIGTERM) and has saved a checkpoint."""
+    """The run was asked to stop and has saved a checkpoint.
 
-    exit_status = 130
+    Args:
+      message: where it stopped, and how to continue.
+      by_person: by Ctrl-C; otherwise by a signal after which a scheduler should start it again.
+    """
+
+    def __init__(self, message: str, by_person: bool):
+        super().__init__(message)
+        self.by_person = by_person
+        self.exit_status = INTERRUPTED if by_person else os.EX_TEMPFAIL
 
 
 class WorkdirInUse(UserError):
     """Another process is at work in the folder."""
-
-
-@contextlib.contextmanager
-def command_line():
-    """For the body of a command: messages instead of tracebacks.
-
-    A `UserError` becomes one message on stderr and its exit status, Ctrl-C becomes status 130, and warnings are shown
-    without the place in our code that they come from.
-    """
-    warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"
-    try:
-        yield
-    except UserError as error:
-        print(error if isinstance(error, InterruptedRun) else f"error: {error}", file=sys.stderr)
-        raise SystemExit(error.exit_status) from None
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        raise SystemExit(InterruptedRun.exit_status) from None
 
 
 def did_you_mean(name: object, known: Iterable[str]) -> str:

@@ -3,16 +3,14 @@
 import argparse
 import pathlib
 
-from rich.console import Console
-
+from resnet_jax.commands import command_line, make_console
 from resnet_jax.data.crops import EVALUATION_VIEWS
 from resnet_jax.data.tfds import expand_corruptions
-from resnet_jax.errors import UserError, command_line
+from resnet_jax.errors import UserError
 from resnet_jax.evaluation import screens
 from resnet_jax.evaluation.runs import evaluate, predict
 
 __all__ = ["evaluate", "predict"]
-
 _DATA = """other data with the same classes: a builder of TensorFlow Datasets (imagenet_v2, cifar10_corrupted/fog_1;
 cifar10_corrupted: the whole benchmark), or a folder with a folder for each class"""
 
@@ -39,7 +37,7 @@ def _check(args: argparse.Namespace) -> None:
     if not args.compare and len(args.runs) != 1:
         raise UserError(f"expected one workdir, found {len(args.runs)}; to compare two, add --compare")
     if several and (args.predictions or args.compare):
-        raise UserError(f"{'--predictions' if args.predictions else '--compare'}: expected one data set, found several")
+        raise UserError("--predictions, --compare: expected one data set, found several")
     if args.predictions and not pathlib.Path(args.predictions).absolute().parent.is_dir():
         raise UserError(f"--predictions: expected a file in a folder that exists, found {args.predictions}")
     if args.predictions and args.compare:
@@ -53,7 +51,7 @@ def main(argv: list[str] | None = None) -> None:
         _check(args)
         others = args.data or args.data_dir or args.predictions or args.flip or args.view != "center"
         show = screens.print_predictions if others else screens.print_split
-        (screens.print_comparison if args.compare else show)(Console(), args)
+        (screens.print_comparison if args.compare else show)(make_console(), args)
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 import argparse
 import os
 
-from resnet_jax.errors import command_line
+from resnet_jax.commands import command_line
 from resnet_jax.studies.overlay import overlay
 
 

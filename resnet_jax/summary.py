@@ -2,9 +2,8 @@
 
 import argparse
 
-from rich.console import Console
-
-from resnet_jax.errors import UserError, command_line
+from resnet_jax.commands import command_line, make_console
+from resnet_jax.errors import UserError
 from resnet_jax.models import CIFAR_MODELS, create_model
 from resnet_jax.models.profile import profile
 from resnet_jax.studies.costs import layer_table, total_table
@@ -23,7 +22,7 @@ def main(argv: list[str] | None = None) -> None:
         if size < 1:
             raise UserError(f"--size: expected at least 1, found {size}")
         layers = profile(create_model(args.name, num_classes=10 if is_cifar else 1000), (size, size, 3))
-    console = Console()
+    console = make_console()
     if args.table:
         console.print(layer_table(layers))
     console.print(total_table(args.name, size, layers))

@@ -48,8 +48,8 @@ def build(config):
 
 
 if __name__ == "__main__":
+    from resnet_jax.commands import command_line
     from resnet_jax.config.train import train
-    from resnet_jax.errors import command_line
 
     settings = dict(argument.split("=", 1) for argument in sys.argv[2:])
     with command_line():

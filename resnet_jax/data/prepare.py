@@ -19,9 +19,10 @@ import requests
 import tensorflow_datasets as tfds
 from tensorflow_datasets.core.download import checksums, download_manager, downloader, resource
 
+from resnet_jax.commands import command_line
 from resnet_jax.data.info import DATASETS
 from resnet_jax.data.tfds import NAMED, expand_corruptions
-from resnet_jax.errors import UserError, command_line, did_you_mean
+from resnet_jax.errors import UserError, did_you_mean
 
 
 def prepare(

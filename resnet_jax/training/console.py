@@ -4,6 +4,7 @@ import datetime
 import importlib.util
 import os
 import pathlib
+import shlex
 import time
 from collections.abc import Mapping
 
@@ -21,6 +22,7 @@ def end_screen(result: dict, workdir: pathlib.Path) -> Group:
     """One screen after training: best and last scores, time, files and the next command to try."""
     rate = result["images_per_second"]
     folder = min(os.path.relpath(workdir), str(workdir), key=len)  # short enough to be copied from one line
+    quoted = shlex.quote(folder)
     return Group(
         _scores(result),
         _two_columns(
@@ -31,7 +33,7 @@ def end_screen(result: dict, workdir: pathlib.Path) -> Group:
                 "curves": os.path.join(folder, "curves.png"),
                 "metrics": os.path.join(folder, "metrics.jsonl"),
                 "checkpoints": os.path.join(folder, "checkpoints"),
-                "try next": f"python -m resnet_jax.evaluate {folder}\ntensorboard --logdir {folder}",
+                "try next": f"python -m resnet_jax.evaluate {quoted}\ntensorboard --logdir {quoted}",
             },
         ),
     )
@@ -69,10 +71,10 @@ def _two_columns(title: str | None, rows: dict[str, str]) -> Table:
 def progress_bars(console: Console) -> Progress:
     """Progress bars on a terminal or in a notebook, nothing elsewhere. A context manager."""
     return Progress(
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(bar_width=6),
         TextColumn("{task.completed}/{task.total}"),
-        TextColumn("{task.fields[values]}"),
+        TextColumn("{task.fields[values]}", markup=False),
         TimeRemainingColumn(compact=True),
         console=console,
         disable=not _is_live(console),

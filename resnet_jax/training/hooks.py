@@ -3,6 +3,8 @@
 import dataclasses
 import math
 import pathlib
+import shlex
+import signal
 import time
 from collections.abc import Callable
 
@@ -32,6 +34,7 @@ class TrainingRun:
       workdir: run directory.
       console: for messages.
       card: model card, plain JSON, saved with each checkpoint; see `checkpoint.card`.
+      data: what tells the data from others; see `data.splits.fingerprint`.
       checkpoints, log, display, accumulator: see there.
       seconds_before: wall time of earlier sessions.
       step, state: where the session begins.
@@ -44,6 +47,7 @@ class TrainingRun:
     workdir: pathlib.Path
     console: Console
     card: dict
+    data: dict
     checkpoints: Checkpoints
     log: MetricsLog
     display: object
@@ -58,7 +62,7 @@ class TrainingRun:
     def save(self, step: int, state: TrainState, metrics: dict | None) -> None:
         """Save a checkpoint in the background."""
         self.timer.flush()
-        notes = {"sums": self.accumulator.notes(), "seconds": self.timer.seconds()}
+        notes = {"sums": self.accumulator.notes(), "seconds": self.timer.seconds(), "data": self.data}
         source = {**self.card["source"], "step": step, "metrics": metrics}
         card = {**self.card, "source": source}
         self.checkpoints.save(step, checkpoint_items(state), metrics=metrics, notes=notes, card=card)
@@ -209,25 +213,28 @@ class Save(Hook):
 class Preempt(Hook):
     """Saves and ends the run when asked to."""
 
-    def __init__(self, run: TrainingRun, stop_requested: Callable[[int], bool]):
+    def __init__(self, run: TrainingRun, stop_requested: Callable[[int], signal.Signals | None]):
         super().__init__(run)
         self._stop_requested = stop_requested
 
     def __call__(self, step, state):
         run = self.run
-        if not self._stop_requested(step) or step >= run.recipe.num_steps:
+        request = self._stop_requested(step)
+        if not request or step >= run.recipe.num_steps:
             return
         if not run.recipe.is_eval_step(step):
             run.save(step, state, None)
+        run.checkpoints.check_saved(step)
         if is_main_process():
             write_json(run.workdir / "result.json", {"completed": False, **run.progress(step)})
         raise InterruptedRun(
             f"stopped at step {step} of {run.recipe.num_steps}, which is saved; to continue, give the same command "
-            f"with\n  --workdir={run.workdir}"
+            f"with\n  --workdir={shlex.quote(str(run.workdir))}",
+            by_person=request == signal.SIGINT,
         )
 
 
-def make_hooks(run: TrainingRun, stop_requested: Callable[[int], bool]) -> list[Hook]:
+def make_hooks(run: TrainingRun, stop_requested: Callable[[int], signal.Signals | None]) -> list[Hook]:
     """The hooks of a run, in their order."""
     evaluate = Evaluate(run)
     return [

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import signal
 import time
 from collections.abc import Callable, Sequence
 
@@ -59,7 +60,7 @@ class AllEnded(Exception):
 class EachReplica(Hook):
     """The hooks of each replica that is still at work."""
 
-    def __init__(self, replicas: Sequence[Replica], stop_requested: Callable[[int], bool]):
+    def __init__(self, replicas: Sequence[Replica], stop_requested: Callable[[int], signal.Signals | None]):
         self._replicas, self._stop_requested = replicas, stop_requested
         self._stopping = False
         for replica in replicas:
@@ -108,7 +109,7 @@ class EachReplica(Hook):
 def train_replicas(
     runs: Sequence[TrainingRun],
     make_program: Callable[[Sequence[TrainingRun]], Program],
-    stop_requested: Callable[[int], bool],
+    stop_requested: Callable[[int], signal.Signals | None],
 ) -> list[dict | DivergedError]:
     """Train runs to their ends, those that stand at the same step in one program.
 

@@ -9,7 +9,6 @@ import pytest
 from rich.console import Console
 
 from resnet_jax import UserError, train
-from resnet_jax.checkpoint import Checkpoints
 from resnet_jax.errors import InterruptedRun
 from resnet_jax.training.logs import read_metrics
 from resnet_jax.workdir import lock_workdir
@@ -121,24 +120,6 @@ def test_a_run_that_was_killed_ends_as_the_uninterrupted_one(finished, tmp_path)
     assert process.returncode == 0, output
     assert "resuming from step" in output
     assert_the_same_end(tmp_path, finished[0])
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_ends_the_process_with_a_message_and_a_checkpoint(tmp_path, number):
-    process = start_process(tmp_path, train__steps=100_000)
-    output = ""
-    for line in process.stdout:
-        output += line
-        if line.startswith("step "):
-            process.send_signal(number)
-            break
-    output += process.communicate()[0]
-    assert process.returncode == 130
-    assert "Traceback" not in output
-    step = int(output.split("stopped at step ")[1].split()[0])
-    with Checkpoints(tmp_path, read_only=True) as checkpoints:
-        assert checkpoints.steps()[-1] == step
 
 
 class InterruptedWrites(io.RawIOBase):

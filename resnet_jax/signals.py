@@ -1,0 +1,87 @@
+"""Requests to stop a run: Ctrl-C, a scheduler's signals, a terminal that is closed."""
+
+import contextlib
+import multiprocessing
+import os
+import signal
+import socket
+import threading
+from collections.abc import Callable, Iterator, Sequence
+
+# A preemption is announced by SIGTERM, and by some schedulers by SIGUSR1 or SIGUSR2; a closed terminal sends SIGHUP.
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
+
+
+@contextlib.contextmanager
+def stop_requests(
+    on_first: Callable[[signal.Signals], None], numbers: Sequence[signal.Signals] = STOP_SIGNALS
+) -> Iterator[Callable[[], signal.Signals | None]]:
+    """A function that says which signal came first, or None. A second one ends the process at once.
+
+    Signals can be handled in the main thread only; elsewhere they are the caller's. One that is ignored, as SIGHUP is
+    under nohup, stays so.
+
+    Args:
+      on_first: called when the first signal comes, in a thread of its own: the main one may hold any lock.
+      numbers: signals that are handled.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda: None
+        return
+    first: list[signal.Signals] = []
+    # Python calls a handler between two instructions of the main thread, which may be a long way off: in a compilation,
+    # say. The number of the signal is written to this socket at once.
+    receiver, sender = socket.socketpair()
+    sender.setblocking(False)
+
+    def on_signal(number, frame=None):
+        if not first:
+            first.append(signal.Signals(number))
+
+    def watch():
+        count = 0
+        while received := receiver.recv(1):
+            number = received[0]
+            count += number in numbers
+            if number in numbers and count > 1:
+                end_process(128 + number)
+            elif number in numbers:
+                on_signal(number)
+                threading.Thread(target=on_first, args=first, daemon=True).start()  # it may wait
+
+    watcher = threading.Thread(target=watch, name="signals", daemon=True)
+    watcher.start()
+    previous_socket = signal.set_wakeup_fd(sender.fileno(), warn_on_full_buffer=False)
+    heeded = [number for number in numbers if signal.getsignal(number) != signal.SIG_IGN]
+    previous = {number: signal.signal(number, on_signal) for number in heeded}
+    try:
+        yield lambda: first[0] if first else None
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+        signal.set_wakeup_fd(previous_socket)
+        sender.close()
+        watcher.join()
+        receiver.close()
+
+
+def end_on_ctrl_c() -> None:
+    """Let Ctrl-C end the process at once, as long as it has nothing to save.
+
+    The exception that Python raises instead is a traceback while modules are imported, and is lost in a callback.
+    """
+
+    def end(number, frame):
+        with contextlib.suppress(OSError):
+            os.write(2, b"interrupted\n")
+        end_process(128 + number)
+
+    if signal.getsignal(signal.SIGINT) != signal.SIG_IGN:
+        signal.signal(signal.SIGINT, end)
+
+
+def end_process(status: int) -> None:
+    """End this process and its children, whatever they are at."""
+    for child in multiprocessing.active_children():
+        child.kill()
+    os._exit(status)
