@@ -8,9 +8,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from resnet_jax.checkpoint import Checkpoints, ModelCard, read_step, unflatten
+from resnet_jax.checkpoint import ModelCard, SavedSteps, read_step, unflatten
 from resnet_jax.checkpoint.card import read_card
-from resnet_jax.checkpoint.files import is_step
+from resnet_jax.checkpoint.files import is_step, read_meta
 from resnet_jax.config.recipe import Recipe
 from resnet_jax.config.stored import read_config
 from resnet_jax.data.corrupt import check_corrupt, warn_corrupt
@@ -18,7 +18,7 @@ from resnet_jax.data.info import DatasetInfo
 from resnet_jax.data.preprocessing import Preprocessing, mean_image
 from resnet_jax.data.reader import prefetch
 from resnet_jax.data.sampling import read_image
-from resnet_jax.data.splits import PHOTO_MEAN, PHOTO_STD, dataset_info, load_splits
+from resnet_jax.data.splits import PHOTO_MEAN, PHOTO_STD, check_same_classes, dataset_info, load_splits
 from resnet_jax.errors import UserError
 from resnet_jax.workdir import absolute
 
@@ -48,8 +48,8 @@ def load_model(
 ) -> tuple[ModelCard, object, dict]:
     """(card, model, variables) of a checkpoint; see `load_checkpoint`."""
     folder = _step_folder(path, step)
-    items, _, stored = read_step(folder, ("model",))
-    card = _card_of_step(folder, stored)
+    items, meta = read_step(folder, ("model",))
+    card = _card_of_step(folder, meta.card)
     shapes = card.variable_shapes()
     has_ema = any(name.startswith("ema.") for name in items["model"])
     variables = unflatten({**shapes, "ema": shapes} if has_ema else shapes, items["model"], folder)
@@ -69,7 +69,7 @@ def load_card(path: str | pathlib.Path, step: str | int = "best") -> ModelCard:
     if path.is_file():
         return read_card(path)
     folder = _step_folder(path, step)
-    return _card_of_step(folder, read_step(folder, ())[2])
+    return _card_of_step(folder, read_meta(folder).card)
 
 
 def preprocessing(source: str | pathlib.Path | ModelCard) -> Preprocessing:
@@ -106,6 +106,7 @@ def load_data(path: str | pathlib.Path, split: str = "test") -> tuple[jax.Array,
     if split not in splits:
         raise UserError(f"split: expected one of {', '.join(splits)}, found {split!r}")
     source = splits[split]
+    check_same_classes(source.class_names, card.class_names)
     images, labels = np.zeros((len(source), *preprocess.view_shape), np.uint8), np.empty(len(source), np.int32)
     corrupt = np.zeros(len(source), bool)
     for index, (image, label) in enumerate(prefetch(functools.partial(read_image, source), len(source))):
@@ -131,8 +132,8 @@ def _step_folder(path: str | pathlib.Path, step: str | int) -> pathlib.Path:
             f"card.json nor config.json in {path}"
         )
     best_metric = card.best_metric if card else read_config(path).checkpoint.best_metric
-    with Checkpoints(path, best_metric=best_metric, read_only=True) as checkpoints:
-        return checkpoints.path(checkpoints.resolve(step))
+    steps = SavedSteps(path, best_metric)
+    return steps.path(steps.resolve(step))
 
 
 def _card_of_step(folder: pathlib.Path, stored: dict | None) -> ModelCard:
@@ -152,7 +153,7 @@ def _card_from_config(workdir: pathlib.Path) -> ModelCard:
     config = read_config(workdir)
     data = config.data
     try:
-        info = dataset_info(data.name, data.data_dir)
+        info = dataset_info(data.name, data.data_dir, data.test_size, data.use_validation_split)
     except UserError:  # the data are out of reach, and with them the names of the classes
         if config.model.num_classes is None:
             raise
@@ -165,5 +166,5 @@ def _card_from_config(workdir: pathlib.Path) -> ModelCard:
 
 def _unknown_info(config) -> DatasetInfo:
     names = tuple(f"class {label}" for label in range(config.model.num_classes))
-    sizes = {"train": config.data.validation_size + config.train.batch_size, "test": 1}  # any: they are not asked for
+    sizes = {"train": int(config.data.validation_size) + config.train.batch_size, "test": 1}  # any: nobody asks
     return DatasetInfo(names, None, sizes, PHOTO_MEAN, PHOTO_STD, None)

@@ -17,8 +17,10 @@ import simplejpeg
 from PIL import Image
 
 from resnet_jax.data.crops import Box
+from resnet_jax.data.files import FORMATS
 
 _MAX_PIXELS = 2 * Image.MAX_IMAGE_PIXELS  # where Pillow refuses "decompression bombs"
+_MAX_PIXELS_OF_PILLOW = 2**26  # it needs up to 10 bytes for each, however small the file
 
 _NOTHING = np.empty(0, np.uint8)
 _reused = threading.local()
@@ -121,9 +123,13 @@ def _jpeg_size(encoded: bytes) -> tuple[int, int]:
 
 def _decode_by_pillow(encoded: bytes) -> np.ndarray:
     try:
-        with Image.open(io.BytesIO(encoded)) as image:
+        with Image.open(io.BytesIO(encoded), formats=FORMATS) as image:
+            if image.width * image.height > _MAX_PIXELS_OF_PILLOW:
+                raise CorruptImage(f"{image.width}x{image.height} pixels are more than {_MAX_PIXELS_OF_PILLOW:,}")
             if image.mode.startswith("I;16"):
                 image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
             return np.asarray(image.convert("RGB"))
+    except CorruptImage:
+        raise
     except Exception as error:  # Pillow's decoders raise whatever they meet: OSError, SyntaxError, struct.error, ...
         raise CorruptImage(f"{type(error).__name__}: {error}") from None

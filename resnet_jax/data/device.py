@@ -114,7 +114,8 @@ class DeviceLoader:
         return StepInputs({"images": None, "labels": None, "orders": 0, "first": None, "offset": None}, {})
 
     def close(self) -> None:
-        """Nothing to stop: this loader has no workers."""
+        """Forget the arrays on the devices."""
+        self._arrays = {}
 
     def _on_device(self, split):
         if split not in self._arrays:

@@ -1,5 +1,6 @@
 """Indexes of image folders and tar shards: built once, cached in a file beside the data, few bytes per example."""
 
+import collections
 import hashlib
 import json
 import os
@@ -10,9 +11,11 @@ from typing import NamedTuple
 
 import numpy as np
 
+from resnet_jax.data.files import IMAGE_SUFFIXES, is_data, is_image, walk
 from resnet_jax.errors import UserError
+from resnet_jax.workdir import cache_folder
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp", ".gif")
+_MAX_CLASSES = 100_000
 
 
 class Index(NamedTuple):
@@ -25,6 +28,7 @@ class Index(NamedTuple):
         take 150 MB.
       name_ends: int64 (n,), where each ends.
       places: int64 (n, 3) for tar shards: number of the shard, offset, size; (n, 0) for folders.
+      left_out: (suffixes,) strings: how many files of which suffix are no images that can be read.
     """
 
     class_names: np.ndarray
@@ -32,6 +36,7 @@ class Index(NamedTuple):
     names: np.ndarray
     name_ends: np.ndarray
     places: np.ndarray
+    left_out: np.ndarray
 
     def name(self, index: int) -> str:
         """Path of an example below the folder of its split, or inside its shard."""
@@ -41,6 +46,9 @@ class Index(NamedTuple):
 
 def index_folder(folder: pathlib.Path, class_names: Sequence[str] | None = None) -> Index:
     """The images of a split in folders by class, `folder/CLASS/**/*.jpg`, sorted by class and path.
+
+    Left out are hidden files and folders, what systems leave behind (see `files`), and folders that were met before
+    under another name.
 
     Args:
       folder: directory of the split.
@@ -56,23 +64,30 @@ def index_folder(folder: pathlib.Path, class_names: Sequence[str] | None = None)
         )
 
     def build():
-        found = sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and not entry.name.startswith("."))
+        here = os.stat(folder)
+        seen, left_out = {(here.st_dev, here.st_ino)}, collections.Counter()
+        found = sorted(path.name for path in folder.iterdir() if path.is_dir() and is_data(path.name))
+        found = [name for name in found if not os.path.samefile(folder / name, folder)]
         classes = _check_classes(folder, found, class_names)
         names, labels, folders = [], [], [folder]
         for name in found:
-            for parent, subfolders, files in os.walk(folder / name, followlinks=True):
-                subfolders.sort()
-                images = [file for file in sorted(files) if file.lower().endswith(IMAGE_SUFFIXES)]
-                names += [os.path.relpath(os.path.join(parent, file), folder) for file in images]
+            for parent, files in walk(folder / name, seen):
+                images = [file.name for file in files if is_image(file.name)]
+                left_out.update(_suffix(file.name) for file in files if not is_image(file.name))
+                names += [os.path.relpath(os.path.join(parent, image), folder) for image in images]
                 labels += [classes.index(name)] * len(images)
                 folders.append(pathlib.Path(parent))
         empty = sorted(set(range(len(classes))) - set(labels))
         if empty and names and class_names is None:
             nothing = folder / classes[empty[0]]
             raise UserError(f"data.data_dir: expected images in the folder of every class, found none in {nothing}")
-        return _make_index(folder, classes, labels, names), folders  # a folder's time changes with its entries
+        index = _make_index(folder, classes, labels, names, left_out=left_out)
+        return index, folders  # a folder's time changes with its entries
 
-    return _cached(folder.parent, folder.name, [str(folder), *(class_names or ())], build)
+    try:
+        return _cached(folder.parent, folder.name, [str(folder), *(class_names or ())], build)
+    except OSError as error:
+        raise UserError(f"data.data_dir: {error.filename} cannot be read: {error.strerror}") from None
 
 
 def index_shards(shards: Sequence[pathlib.Path], split: str, class_names: Sequence[str] | None = None) -> Index:
@@ -93,22 +108,31 @@ def index_shards(shards: Sequence[pathlib.Path], split: str, class_names: Sequen
     shards = [shard.resolve() for shard in shards]
 
     def build():
-        names, places, numbers = [], [], {}
+        names, places, numbers, left_out = [], [], {}, collections.Counter()
         for shard, path in enumerate(shards):
             try:
                 with tarfile.open(path, "r:") as tar:  # not compressed: members are read in place
                     for member in tar:
                         stem, suffix = os.path.splitext(member.name)
-                        if member.isfile() and suffix.lower() in IMAGE_SUFFIXES:
+                        if not member.isfile() or not all(map(is_data, member.name.removeprefix("./").split("/"))):
+                            continue
+                        if is_image(member.name):
                             names.append(member.name)
                             places.append((shard, member.offset_data, member.size))
-                        elif member.isfile() and suffix == ".cls":
-                            numbers[shard, stem] = int(tar.extractfile(member).read())
+                        elif suffix == ".cls":
+                            numbers[shard, stem] = int(tar.extractfile(member).read(20))
+                        else:
+                            left_out[_suffix(member.name)] += 1
             except (tarfile.TarError, ValueError) as error:
                 raise UserError(f"data.data_dir: {path} cannot be read as an uncompressed tar file: {error}") from None
         if numbers:
             keys = [(place[0], os.path.splitext(name)[0]) for name, place in zip(names, places, strict=True)]
             labels = [numbers.get(key, -1) for key in keys]
+            if max(labels) >= _MAX_CLASSES:
+                raise UserError(
+                    f"data.data_dir: expected labels below {_MAX_CLASSES:,} in the .cls members of {shards[0].parent}, "
+                    f"found {max(labels):,}"
+                )
             classes = list(class_names or map(str, range(max(labels) + 1)))
         else:
             folders = [os.path.basename(os.path.dirname(name)) for name in names]
@@ -121,7 +145,7 @@ def index_shards(shards: Sequence[pathlib.Path], split: str, class_names: Sequen
                     f"data.data_dir: {name} in {shards[0].parent} has no label from 0 to {len(classes) - 1}; expected "
                     "a number in a member beside it that ends in .cls, or a folder named like its class around it"
                 )
-        return _make_index(shards[0].parent, classes, labels, names, places), shards
+        return _make_index(shards[0].parent, classes, labels, names, places, left_out), shards
 
     return _cached(shards[0].parent, split, [*map(str, shards), *(class_names or ())], build)
 
@@ -132,7 +156,11 @@ def _check_classes(folder, found, class_names) -> list[str]:
     return list(found if class_names is None else class_names)
 
 
-def _make_index(folder, classes, labels, names, places=None) -> Index:
+def _suffix(name: str) -> str:
+    return os.path.splitext(name)[1].lower() or "(no suffix)"
+
+
+def _make_index(folder, classes, labels, names, places=None, left_out=None) -> Index:
     if not names:
         raise UserError(f"data.data_dir: found no images ({' '.join(IMAGE_SUFFIXES)}) in the folders of {folder}")
     encoded = [os.fsencode(name) for name in names]
@@ -142,6 +170,7 @@ def _make_index(folder, classes, labels, names, places=None) -> Index:
         np.frombuffer(b"".join(encoded), np.uint8),
         np.cumsum([len(name) for name in encoded], dtype=np.int64),
         np.asarray(places, np.int64) if places else np.empty((len(names), 0), np.int64),
+        np.asarray([f"{suffix} ({count})" for suffix, count in sorted((left_out or {}).items())], str),
     )
 
 
@@ -155,9 +184,10 @@ def _cached(folder: pathlib.Path, split: str, of: list[str], build: Callable[[],
         original.
       build: makes the index, and lists the paths whose times change when the index is out of date.
     """
-    cache = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache") / "resnet_jax" / "indexes"
     digest = hashlib.sha256("\0".join([str(folder.resolve()), split]).encode()).hexdigest()[:16]
-    files = [folder / f".resnet_jax_{split}.npz", cache / f"{digest}.npz"]
+    files = [folder / f".resnet_jax_{split}.npz"]
+    if cache := cache_folder():
+        files.append(cache / "indexes" / f"{digest}.npz")
     for file in files:
         if index := _read_index(file, of):
             return index

@@ -25,6 +25,7 @@ class DatasetInfo:
       splits: number of examples by split; in `DATASETS` those of the official `train` and `test`.
       mean, std: per-channel statistics of the official training images, on the scale 0..1.
       tfds_name: name of the builder in TensorFlow Datasets; None for data that come from elsewhere.
+      origins: where a split comes from, in words, where that is not obvious.
     """
 
     class_names: tuple[str, ...]
@@ -33,6 +34,7 @@ class DatasetInfo:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     tfds_name: str | None
+    origins: dict[str, str] = dataclasses.field(default_factory=dict)
 
     @property
     def num_classes(self) -> int:

@@ -13,6 +13,7 @@ from PIL import Image
 from resnet_jax.data.augment import normalize
 from resnet_jax.data.crops import EVALUATION_VIEWS
 from resnet_jax.data.decode import CorruptImage, decode
+from resnet_jax.data.files import read_bytes
 from resnet_jax.errors import UserError
 
 
@@ -115,7 +116,7 @@ def _decoded(image) -> np.ndarray:
     """uint8 (h, w, 1 or 3)."""
     if isinstance(image, str | pathlib.Path):
         try:
-            return decode(pathlib.Path(image).expanduser().read_bytes())
+            return decode(read_bytes(pathlib.Path(image).expanduser()))
         except OSError as error:
             raise UserError(f"images: {image} cannot be read: {error.strerror}") from None
         except CorruptImage as error:

@@ -1,10 +1,12 @@
 """Sources: random access to the examples of a split, in memory, on disk or synthetic.
 
 A source has a length, `class_names`, `labels` (int32 (n,), or None where knowing them means reading everything),
-`read(index)` and `name(index)`. Worker processes get pickled copies.
+`read(index)`, `name(index)` and `digest()`: equal for the same examples, by names and labels, wherever they lie.
+Worker processes get pickled copies.
 """
 
 import dataclasses
+import hashlib
 import os
 import pathlib
 from typing import NamedTuple
@@ -12,6 +14,7 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 
+from resnet_jax.data.files import read_bytes
 from resnet_jax.data.index import Index
 
 
@@ -52,6 +55,10 @@ class ArrayDataset:
         """`example INDEX`."""
         return f"example {index}"
 
+    def digest(self) -> str:
+        """Of shapes and labels."""
+        return digest_of(str(self.images.shape), self.labels)
+
     def read(self, index: int) -> Record:
         """The pixels, not copied, and the label."""
         return Record(self.images[index], int(self.labels[index]))
@@ -77,6 +84,10 @@ class Subset:
         """The name in the other source."""
         return self._source.name(int(self._ids[index]))
 
+    def digest(self) -> str:
+        """Of the other source and the numbers there."""
+        return digest_of(self._source.digest(), self._ids)
+
     def read(self, index: int) -> Record:
         """The record in the other source."""
         return self._source.read(int(self._ids[index]))
@@ -91,8 +102,8 @@ class FolderSource:
     """
 
     def __init__(self, folder: pathlib.Path, index: Index):
-        self._folder, self._index = str(folder), index
-        self.labels = index.labels
+        self.folder, self._index = str(folder), index
+        self.labels, self.left_out = index.labels, index.left_out
         self.class_names = tuple(map(str, index.class_names))
 
     def __len__(self) -> int:
@@ -100,11 +111,15 @@ class FolderSource:
 
     def name(self, index: int) -> str:
         """Path of the file."""
-        return os.path.join(self._folder, self._index.name(index))
+        return os.path.join(self.folder, self._index.name(index))
+
+    def digest(self) -> str:
+        """Of the paths below the folder, and labels."""
+        return digest_of(self._index.names, self._index.name_ends, self.labels)
 
     def read(self, index: int) -> Record:
         """Bytes of the file (none if it cannot be read) and the label."""
-        return Record(_read_bytes(self.name(index)), int(self.labels[index]))
+        return Record(_bytes_or_nothing(self.name(index)), int(self.labels[index]))
 
 
 class TarSource:
@@ -116,8 +131,8 @@ class TarSource:
     """
 
     def __init__(self, shards: list[pathlib.Path], index: Index):
-        self._shards, self._index = shards, index
-        self.labels = index.labels
+        self.folder, self._shards, self._index = str(shards[0].parent), shards, index
+        self.labels, self.left_out = index.labels, index.left_out
         self.class_names = tuple(map(str, index.class_names))
 
     def __len__(self) -> int:
@@ -127,10 +142,14 @@ class TarSource:
         """`SHARD: MEMBER`."""
         return f"{self._shards[self._index.places[index, 0]]}: {self._index.name(index)}"
 
+    def digest(self) -> str:
+        """Of the members: names, sizes, and labels."""
+        return digest_of(self._index.names, self._index.name_ends, self._index.places, self.labels)
+
     def read(self, index: int) -> Record:
         """Bytes of the member (none if the shard cannot be read) and the label."""
         shard, offset, size = map(int, self._index.places[index])
-        return Record(_read_bytes(self._shards[shard], offset, size), int(self.labels[index]))
+        return Record(_bytes_or_nothing(self._shards[shard], offset, size), int(self.labels[index]))
 
 
 class SyntheticSource:
@@ -154,6 +173,10 @@ class SyntheticSource:
         """`synthetic example INDEX`."""
         return f"synthetic example {index}"
 
+    def digest(self) -> str:
+        """Of the number of examples, the labels and the seed."""
+        return digest_of(str(self._seed), self.labels)
+
     def read(self, index: int) -> Record:
         """Pixels, uint8 (256, 256, 3), and the label."""
         label = int(self.labels[index])
@@ -163,11 +186,18 @@ class SyntheticSource:
         return Record(cv2.resize(coarse, (256, 256), interpolation=cv2.INTER_LINEAR), label)
 
 
-def _read_bytes(path, offset=0, size=-1) -> bytes:
-    """Part of a file; empty, which is a corrupt image, if the file cannot be read."""
+def digest_of(*parts: str | np.ndarray) -> str:
+    """The first 16 hexadecimal digits of the SHA-256 of texts and arrays."""
+    result = hashlib.sha256()
+    for part in parts:
+        result.update(part.encode() if isinstance(part, str) else np.ascontiguousarray(part).tobytes())
+        result.update(b"/")
+    return result.hexdigest()[:16]
+
+
+def _bytes_or_nothing(*arguments) -> bytes:
+    """See `files.read_bytes`; nothing, which is a corrupt image, where the file cannot be read."""
     try:
-        with open(path, "rb", buffering=0) as file:  # not kept open: there may be thousands
-            file.seek(offset)
-            return file.read(size)
+        return read_bytes(*arguments)
     except OSError:
         return b""

@@ -2,6 +2,8 @@
 
 import functools
 import pathlib
+import warnings
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -11,6 +13,7 @@ from resnet_jax.data.info import DATASETS, DatasetInfo
 from resnet_jax.data.sources import ArrayDataset, FolderSource, Subset, SyntheticSource, TarSource
 from resnet_jax.errors import UserError, did_you_mean
 
+SPLIT_SETTINGS = ("name", "data_dir", "validation_size", "test_size", "use_validation_split")  # of `load_splits`
 KNOWN_DATASETS = (*DATASETS, *tfds.NAMED, "tfds:BUILDER", "folder", "tar", "synthetic:EXAMPLES:CLASSES")
 
 # Of ImageNet, as in fb.resnet.torch and torchvision; the habit is to use them for all photographs.
@@ -36,30 +39,41 @@ def check_dataset_name(name: str) -> None:
         raise UserError(f"data.name: expected one of its names, found {name!r}; {did_you_mean(name, KNOWN_DATASETS)}")
 
 
-def dataset_info(name: str, data_dir: str | None) -> DatasetInfo:
+def dataset_info(
+    name: str, data_dir: str | None, test_size: float = 0.2, use_validation_split: bool = False
+) -> DatasetInfo:
     """Metadata of a data set; for those that are not in `DATASETS`, taken from the files.
 
     Args:
       name: as in `KNOWN_DATASETS`.
-      data_dir: root of the data; None for the default of TensorFlow Datasets.
+      data_dir, test_size, use_validation_split: see `load_splits`.
 
     Raises:
       UserError: an unknown name, or data that are not there.
     """
     check_dataset_name(name)
-    return DATASETS[name] if name in DATASETS else open_sources(name, data_dir)[0]
+    return DATASETS[name] if name in DATASETS else open_sources(name, data_dir, test_size, use_validation_split)[0]
 
 
-def load_splits(name: str, validation_size: int, data_dir: str | None) -> dict:
+def load_splits(
+    name: str,
+    validation_size: float,
+    data_dir: str | None,
+    test_size: float = 0.2,
+    use_validation_split: bool = False,
+) -> dict:
     """The splits `train`, `validation` (absent if `validation_size` is 0) and `test`.
 
-    The validation split is held out of the official training split, and the same for every seed. It is stratified by
-    class, except for sources of TensorFlow Datasets: knowing their labels means reading everything.
+    The validation split is held out of the training split, and the same for every seed. It is stratified by class,
+    except for sources of TensorFlow Datasets: knowing their labels means reading everything.
 
     Args:
       name: as in `KNOWN_DATASETS`.
-      validation_size: number of examples.
+      validation_size: number of examples, or below 1 the share of the training split.
       data_dir: root of the data; None for the default of TensorFlow Datasets.
+      test_size: number or share of the examples that are the test split of a folder that is not divided into splits.
+      use_validation_split: if a folder has a validation and a test split, the first is the validation split, and none
+        is held out; otherwise it is ignored.
 
     Returns:
       For a key of `DATASETS`, an `ArrayDataset` for each split; else sources (see `sources`).
@@ -70,12 +84,61 @@ def load_splits(name: str, validation_size: int, data_dir: str | None) -> dict:
     check_dataset_name(name)
     if name in DATASETS:
         return _load_arrays(name, validation_size, data_dir)
-    official = open_sources(name, data_dir)[1]
-    return _hold_out(official, validation_size, take=Subset)
+    official = open_sources(name, data_dir, test_size, use_validation_split)[1]
+    return official if "validation" in official else _hold_out(official, validation_size, take=Subset)
+
+
+def fingerprint(splits: dict) -> dict:
+    """What tells data from others, as plain JSON: classes, and number and digest of the examples of each split."""
+    examples = {name: {"examples": len(split), "digest": split.digest()} for name, split in splits.items()}
+    return {"classes": list(splits["train"].class_names), **examples}
+
+
+def check_same_data(found: dict, expected: dict, advice: str) -> None:
+    """Refuse other data than a run began with.
+
+    Args:
+      found, expected: from `fingerprint`.
+      advice: what to try.
+
+    Raises:
+      UserError: they differ; the first difference is named.
+    """
+    check_same_classes(found["classes"], expected["classes"])
+    for name in (name for name in expected if found.get(name) != expected[name]):
+        numbers = [side[name]["examples"] if name in side else "no" for side in (found, expected)]
+        what = "others by name or label" if numbers[0] == numbers[1] else f"{numbers[0]}"
+        raise UserError(f"data: expected the {numbers[1]} examples of the {name} split, found {what}; {advice}")
+
+
+def check_same_classes(found: Sequence[str], expected: Sequence[str]) -> None:
+    """Refuse other classes than a model was trained on.
+
+    Raises:
+      UserError: the names, or their order, differ.
+    """
+    if list(found) == list(expected):
+        return
+    missing, new = ([name for name in one if name not in two] for one, two in ((expected, found), (found, expected)))
+    sides = {"without": missing, "with": new}
+    parts = [f"{word} {', '.join(map(repr, names[:5]))}" for word, names in sides.items() if names]
+    raise UserError(
+        f"data: expected the {len(expected)} classes of the model, found {len(found)}, "
+        f"{' and '.join(parts) or 'in another order'}; give data with the same classes"
+    )
+
+
+def number_of(size: float, total: int) -> int:
+    """The number of examples that a size means: a share if it is below 1.
+
+    >>> number_of(0.1, 500), number_of(50, 500)
+    (50, 50)
+    """
+    return round(size * total) if size < 1 else int(size)
 
 
 @functools.lru_cache(maxsize=1)  # the runs of a study share it; nobody writes to it
-def _load_arrays(name: str, validation_size: int, data_dir: str | None) -> dict[str, ArrayDataset]:
+def _load_arrays(name: str, validation_size: float, data_dir: str | None) -> dict[str, ArrayDataset]:
     info = DATASETS[name]
     official = {split: _read_split(name, info, split, data_dir) for split in ("train", "test")}
     for split, dataset in official.items():
@@ -85,13 +148,18 @@ def _load_arrays(name: str, validation_size: int, data_dir: str | None) -> dict[
 
 def _hold_out(official, validation_size, take) -> dict:
     """The official splits, with `validation_size` examples of `train` in a split of their own."""
-    if not validation_size:
-        return official
     train = official["train"]
-    labels = train.labels if train.labels is not None else np.zeros(len(train), np.int32)
-    held_out = stratified_holdout(labels, validation_size)
-    kept = np.setdiff1d(np.arange(len(train)), held_out)
+    if not number_of(validation_size, len(train)):
+        return official
+    kept, held_out = _divide(train, validation_size)
     return {"train": take(train, kept), "validation": take(train, held_out), "test": official["test"]}
+
+
+def _divide(source, size) -> tuple[np.ndarray, np.ndarray]:
+    """(ids that are kept, ids that are held out), sorted."""
+    labels = source.labels if source.labels is not None else np.zeros(len(source), np.int32)
+    held_out = stratified_holdout(labels, number_of(size, len(source)))
+    return np.setdiff1d(np.arange(len(source)), held_out), held_out
 
 
 def stratified_holdout(labels: np.ndarray, size: int) -> np.ndarray:
@@ -146,17 +214,20 @@ def _check_split(name: str, info: DatasetInfo, split: str, dataset: ArrayDataset
 
 
 @functools.lru_cache(maxsize=4)  # metadata and splits of a run both need it; the index of ImageNet takes seconds
-def open_sources(name: str, data_dir: str | None) -> tuple[DatasetInfo, dict]:
-    """Metadata and the official sources `train` and `test` of a data set that is not in `DATASETS`.
+def open_sources(
+    name: str, data_dir: str | None, test_size: float = 0.2, use_validation_split: bool = False
+) -> tuple[DatasetInfo, dict]:
+    """Metadata and the sources `train`, `test` and maybe `validation` of a data set that is not in `DATASETS`.
 
     Args:
       name: as in `KNOWN_DATASETS`.
-      data_dir: root of the data; None for the default of TensorFlow Datasets.
+      data_dir, test_size, use_validation_split: see `load_splits`.
 
     Raises:
       UserError: data that are not there, or not as expected.
     """
     kind, *arguments = name.split(":")
+    origins = {}
     if kind == "synthetic":
         sources = _open_synthetic(name, arguments)
     elif kind in ("folder", "tar"):
@@ -165,11 +236,17 @@ def open_sources(name: str, data_dir: str | None) -> tuple[DatasetInfo, dict]:
                 f"data.data_dir: data.name={kind} needs the path of the data, found none; "
                 "add --config.data.data_dir=PATH"
             )
-        sources = {"folder": _open_folder, "tar": _open_shards}[kind](pathlib.Path(data_dir).expanduser())
+        folder = pathlib.Path(data_dir).expanduser()
+        if kind == "folder":
+            sources, origins = _open_folder(folder, test_size, use_validation_split)
+        else:
+            sources = _open_shards(folder)
+        for split, source in sources.items():
+            _warn_left_out(split, source)
     else:
         sources = tfds.open_train_and_test(name, data_dir)
     sizes = {split: len(source) for split, source in sources.items()}
-    return DatasetInfo(sources["test"].class_names, None, sizes, PHOTO_MEAN, PHOTO_STD, None), sources
+    return DatasetInfo(sources["test"].class_names, None, sizes, PHOTO_MEAN, PHOTO_STD, None, origins), sources
 
 
 def _open_synthetic(name, arguments):
@@ -187,15 +264,59 @@ def _open_synthetic(name, arguments):
     }
 
 
-def _open_folder(data_dir):
-    train = FolderSource(data_dir / "train", index_folder(data_dir / "train"))
-    test = next((data_dir / name for name in ("test", "val", "validation") if (data_dir / name).is_dir()), None)
-    if test is None:
-        found = ", ".join(sorted(path.name for path in data_dir.iterdir())) or "nothing"
+# Names that people give to a split, the most usual first.
+_VALIDATION_NAMES = ("val", "validation", "valid", "dev")
+
+
+def split_folders(data_dir: pathlib.Path) -> dict[str, pathlib.Path]:
+    """The folders `train`, `test` and `validation` of a data set, as far as there are such.
+
+    The only one besides `train` is the test split, whatever its name.
+    """
+    found = {name: data_dir / name for name in ("train", "test") if (data_dir / name).is_dir()}
+    validation = next((data_dir / name for name in _VALIDATION_NAMES if (data_dir / name).is_dir()), None)
+    if validation is not None:
+        found["validation" if "test" in found else "test"] = validation
+    return found
+
+
+def _open_folder(data_dir, test_size, use_validation_split) -> tuple[dict, dict[str, str]]:
+    """Sources by split, and where each comes from in words."""
+    folders = split_folders(data_dir)
+    if not folders and data_dir.is_dir():
+        return _divide_folder(data_dir, test_size)
+    if not {"train", "test"} <= folders.keys():
+        found = ", ".join(sorted(path.name for path in data_dir.iterdir())) if data_dir.is_dir() else "no such folder"
         raise UserError(
-            f"data.data_dir: expected folders train and test (or val, validation) in {data_dir}, found {found}"
+            f"data.data_dir: expected folders train and test (or {', '.join(_VALIDATION_NAMES)}) in {data_dir}, or one "
+            f"for each class, found {found}; to divide one folder of classes, name that: "
+            f"--config.data.data_dir={data_dir / 'train'}"
         )
-    return {"train": train, "test": FolderSource(test, index_folder(test, train.class_names))}
+    if not use_validation_split:
+        folders.pop("validation", None)
+    train = FolderSource(folders["train"], index_folder(folders["train"]))
+    sources = {
+        split: train if split == "train" else FolderSource(path, index_folder(path, train.class_names))
+        for split, path in folders.items()
+    }
+    return sources, {split: f"{path.name}/" for split, path in folders.items()}
+
+
+def _divide_folder(data_dir, test_size) -> tuple[dict, dict[str, str]]:
+    whole = FolderSource(data_dir, index_folder(data_dir))
+    kept, held_out = _divide(whole, test_size)
+    if not len(kept) or not len(held_out):
+        raise UserError(f"data.test_size: expected a part of the {len(whole)} images of {data_dir}, found {test_size}")
+    return {"train": Subset(whole, kept), "test": Subset(whole, held_out)}, {"test": "held out by data.test_size"}
+
+
+def _warn_left_out(split, source) -> None:
+    left_out = getattr(source, "left_out", ())
+    if len(left_out):
+        warnings.warn(
+            f"data.data_dir: {source.folder}: left out what cannot be read as an image: {', '.join(left_out)}",
+            stacklevel=1,
+        )
 
 
 def _open_shards(data_dir):

@@ -6,7 +6,7 @@ import pathlib
 import numpy as np
 
 from resnet_jax.data.info import DatasetInfo
-from resnet_jax.data.sources import ArrayDataset, Record
+from resnet_jax.data.sources import ArrayDataset, Record, digest_of
 from resnet_jax.errors import UserError
 
 # Builders with a name of their own here: the split that is tested on, and the official sizes.
@@ -50,6 +50,10 @@ class TfdsSource:
     def name(self, index: int) -> str:
         """`BUILDER SPLIT INDEX`."""
         return f"{self._names} {index}"
+
+    def digest(self) -> str:
+        """Of the builder, its version, the split and the number of examples."""
+        return digest_of(self._names, str(len(self)))
 
     def read(self, index: int) -> Record:
         """The encoded image and its label or labels.

@@ -6,7 +6,7 @@ import numpy as np
 
 from resnet_jax.checkpoint import ModelCard
 from resnet_jax.config.runs import load_card, load_model
-from resnet_jax.data.splits import load_splits
+from resnet_jax.data.splits import check_same_classes, load_splits
 from resnet_jax.environment import use_compilation_cache
 from resnet_jax.errors import UserError
 from resnet_jax.evaluation.predictions import Predictions
@@ -71,4 +71,5 @@ def _open_source(card: ModelCard, split, data, data_dir) -> tuple[object, np.nda
     splits = load_splits(**{**card.data, "data_dir": data_dir or card.data["data_dir"]})
     if split not in splits:
         raise UserError(f"--split: expected one of {', '.join(splits)}, found {split!r}")
+    check_same_classes(splits[split].class_names, card.class_names)
     return splits[split], None

@@ -6,6 +6,7 @@ import numpy as np
 
 from resnet_jax.data.index import index_folder
 from resnet_jax.data.sources import FolderSource
+from resnet_jax.data.splits import split_folders
 from resnet_jax.data.tfds import TfdsSource, open_builder
 from resnet_jax.errors import UserError
 
@@ -34,6 +35,7 @@ def open_evaluation_set(
     """
     folder = pathlib.Path(name).expanduser()
     if folder.is_dir() or name.startswith((".", "/", "~")):  # with a folder for each class in it
+        folder = split_folders(folder).get("test", folder)  # the same folder that training takes
         return FolderSource(folder, index_folder(folder, class_names)), None
     builder = open_builder(name, name.removeprefix("tfds:"), data_dir)
     split = "test" if "test" in builder.info.splits else "validation"

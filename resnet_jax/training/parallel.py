@@ -1,5 +1,6 @@
 """Data parallelism: the only file that names the device axis."""
 
+import socket
 import zlib
 from collections.abc import Callable, Sequence
 
@@ -66,17 +67,28 @@ def _is_key(x) -> bool:
     return isinstance(x, jax.Array) and jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
 
 
-def _check_same_in_all_processes(tree) -> None:
-    checksum = 0
-    for x in jax.tree.leaves(tree):
-        checksum = zlib.crc32(np.asarray(jax.random.key_data(x) if _is_key(x) else x).tobytes(), checksum)
-    try:
-        multihost_utils.assert_equal(np.uint32(checksum))
-    except AssertionError:
+def _bytes(x) -> bytes:
+    return np.asarray(jax.random.key_data(x) if _is_key(x) else x).tobytes()
+
+
+def check_same_everywhere(content: bytes, what: str) -> None:
+    """Refuse what differs between the processes of a job.
+
+    Raises:
+      UserError: it does; the processes and hosts that differ from the first are named.
+    """
+    if jax.process_count() == 1:
+        return
+    name, own = socket.gethostname().encode()[:64], np.zeros(64, np.uint8)
+    own[: len(name)] = list(name)
+    checksums, hosts = multihost_utils.process_allgather((np.uint32(zlib.crc32(content)), own))
+    others = np.flatnonzero(np.ravel(checksums) != checksums[0])
+    if len(others):
+        names = [f"{index} ({bytes(hosts[index]).rstrip(bytes(1)).decode()})" for index in others]
         raise UserError(
-            "parallel.distributed: expected the same state in every process, found different ones; start all of them "
-            "with the same code, config and workdir, on a file system that they share"
-        ) from None
+            f"parallel.distributed: expected the same {what} in every process, found another in process "
+            f"{', '.join(names)} than in process 0; start all of them with the same code, config, data and workdir"
+        )
 
 
 def is_main_process() -> bool:
@@ -114,7 +126,7 @@ class DataParallel:
         """
         everywhere, one_process = NamedSharding(self.mesh, _REPLICATED), jax.process_count() == 1
         if not one_process:
-            _check_same_in_all_processes(tree)
+            check_same_everywhere(b"".join(map(_bytes, jax.tree.leaves(tree))), "state")
 
         def one(x):
             if _is_key(x):

@@ -16,6 +16,8 @@ from resnet_jax.data.splits import load_splits, open_sources
 from resnet_jax.data.tfds import expand_corruptions
 from resnet_jax.errors import UserError
 
+pytestmark = pytest.mark.filterwarnings("ignore:.*left out")
+
 
 @pytest.fixture(autouse=True)
 def fresh(monkeypatch, tmp_path):
@@ -67,8 +69,8 @@ def test_the_index_is_cached_and_built_again_when_a_folder_changes(tmp_path, mon
     root = write_folder(tmp_path, TWO_CLASSES)
     open_sources("folder", str(root))
     walked = []
-    walk = os.walk
-    monkeypatch.setattr(index.os, "walk", lambda *a, **k: walked.append(a) or walk(*a, **k))
+    walk = index.walk
+    monkeypatch.setattr(index, "walk", lambda *a: walked.append(a) or walk(*a))
 
     def reopened():
         walked.clear()
@@ -116,7 +118,7 @@ def test_where_the_folder_cannot_be_written_the_index_is_in_the_users_cache(tmp_
     monkeypatch.setattr(index.np, "savez", refuse)
     open_sources("folder", str(root))
     assert len(list((tmp_path / "cache").rglob("*.npz"))) == 2 and not list(root.glob(".*.npz"))
-    monkeypatch.setattr(index.os, "walk", lambda *a, **k: pytest.fail("walked again"))
+    monkeypatch.setattr(index, "walk", lambda *a: pytest.fail("walked again"))
     open_sources.cache_clear()
     assert greys(open_sources("folder", str(root))[1]["train"]) == [30, 20, 35, 40, 10]
 
