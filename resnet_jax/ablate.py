@@ -6,10 +6,12 @@ import sys
 from absl import flags
 from rich.console import Console
 
-from resnet_jax.config.flags import CONFIGS, is_study, parse_command, resolve_length
-from resnet_jax.errors import UserError, command_line
+from resnet_jax.commands import command_line, make_console
+from resnet_jax.config.flags import is_study, parse_command, resolve_length
+from resnet_jax.errors import UserError
+from resnet_jax.studies.grow import add_run, write_results
 from resnet_jax.studies.report import write_report
-from resnet_jax.studies.run import check_failures, print_cells, run_study, write_results
+from resnet_jax.studies.run import check_failures, print_cells, run_study
 from resnet_jax.studies.study import read_study
 from resnet_jax.training.parallel import is_main_process, join_processes
 
@@ -17,11 +19,14 @@ from resnet_jax.training.parallel import is_main_process, join_processes
 def _define(values: flags.FlagValues) -> None:
     flags.DEFINE_string("workdir", None, "Folder of the study; default: its name in runs/.", flag_values=values)
     flags.DEFINE_integer("cell", None, "Run this cell alone, and write no report.", flag_values=values)
+    flags.DEFINE_string("add", None, "Copy a run that was trained alone into the study.", flag_values=values)
     flags.DEFINE_bool("report", False, "Write the report of what is there, and run nothing.", flag_values=values)
     flags.DEFINE_bool("list", False, "Show the cells and the time they take, and run nothing.", flag_values=values)
 
 
-def _report(study, workdir: pathlib.Path, console: Console) -> None:
+def _report(workdir: pathlib.Path, console: Console) -> None:
+    study = read_study(workdir)
+    write_results(study, workdir)
     write_report(study, workdir)
     console.print(f"report: {workdir / 'report.html'}", highlight=False, soft_wrap=True)
 
@@ -29,25 +34,25 @@ def _report(study, workdir: pathlib.Path, console: Console) -> None:
 def main(argv: list[str] | None = None) -> None:
     """The command."""
     with command_line():
-        command = parse_command(argv or sys.argv, CONFIGS / "ablations" / "digits.py", __doc__, _define)
+        command = parse_command(argv or sys.argv, "ablations/digits", __doc__, _define)
         values, study = command.values, command.config
         if not is_study(study):
             raise UserError("--config: expected a study like configs/ablations/digits.py, found an experiment")
         resolve_length(study.experiment, (key.removeprefix("experiment.") for key in command.overrides))
         if study.experiment.parallel.distributed:
             join_processes()
-        console = Console(quiet=not is_main_process())
+        console = make_console(quiet=not is_main_process())
         workdir = pathlib.Path(values.workdir or pathlib.Path("runs") / f"ablation-{command.experiment}")
         if values.list:
             print_cells(study, workdir, console)
-        elif values.report:
-            study = read_study(workdir)
-            write_results(study, workdir)
-            _report(study, workdir, console)
+        elif values.add or values.report:
+            if values.add:
+                add_run(study, workdir, pathlib.Path(values.add))
+            _report(workdir, console)
         else:
             failed = run_study(study, workdir, console, values.cell)
             if values.cell is None and is_main_process():
-                _report(study, workdir, console)
+                _report(workdir, console)
             check_failures(failed)
 
 

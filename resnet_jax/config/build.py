@@ -4,7 +4,7 @@ import contextlib
 import functools
 import json
 import pathlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -15,23 +15,24 @@ from rich.progress import Progress
 from resnet_jax.checkpoint import Checkpoints, unflatten
 from resnet_jax.config.checks import check_config, check_devices
 from resnet_jax.config.recipe import Recipe
-from resnet_jax.config.stored import check_same_config
+from resnet_jax.config.stored import LENGTH, changes, read_config
 from resnet_jax.data.augment import augment_batch
 from resnet_jax.data.crops import VIEWS
 from resnet_jax.data.device import DeviceLoader
 from resnet_jax.data.info import DATASETS
 from resnet_jax.data.preprocessing import mean_image
-from resnet_jax.data.splits import dataset_info, load_splits
+from resnet_jax.data.splits import SPLIT_SETTINGS, check_same_data, dataset_info, fingerprint, load_splits
 from resnet_jax.data.stream import StreamLoader
 from resnet_jax.environment import describe_environment
+from resnet_jax.errors import UserError
 from resnet_jax.training.accumulator import Accumulator
 from resnet_jax.training.console import TrainingDisplay, start_screen
 from resnet_jax.training.hooks import ITEMS, TrainingRun, checkpoint_items
 from resnet_jax.training.logs import MetricsLog
-from resnet_jax.training.parallel import DataParallel, is_main_process
+from resnet_jax.training.parallel import DataParallel, check_same_everywhere, is_main_process
 from resnet_jax.training.program import Program
 from resnet_jax.training.step import TrainState, create_state, make_batch_fn, make_eval_step, make_train_step
-from resnet_jax.workdir import lock_workdir, read_result, write_json
+from resnet_jax.workdir import lock_workdir, read_environment, read_result, storage_errors, write_json
 
 
 def resolve(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
@@ -49,18 +50,48 @@ def make_recipe(config: ml_collections.ConfigDict) -> Recipe:
     Raises:
       UserError: a config that cannot run, or data that are not there.
     """
-    return Recipe(config, dataset_info(config.data.name, config.data.data_dir))
+    data = config.data
+    return Recipe(config, dataset_info(data.name, data.data_dir, data.test_size, data.use_validation_split))
 
 
 def finished_result(workdir: pathlib.Path, config: ml_collections.ConfigDict) -> dict | None:
-    """The result of a finished run; None before it is. Needs no data.
+    """The result of a finished run; None before it is, or if it is to be made longer. Needs no data.
 
     Raises:
       UserError: the workdir belongs to another config.
     """
-    check_same_config(workdir, config)
+    longer = changes(workdir, config).keys() & set(LENGTH)
     result = read_result(workdir)
-    return result if result and result["completed"] else None
+    return result if result and result["completed"] and not longer else None
+
+
+def shared_program(config: ml_collections.ConfigDict) -> str:
+    """Equal for configs whose runs can be trained together: those that differ in seed and learning rate alone.
+
+    Runs of the `stream` have each their own: their batches are made on the host, so together they win nothing.
+    """
+    values = json.loads(config.to_json())
+    if values["data"]["loader"] == "device":
+        del values["seed"], values["optim"]["lr"]
+    return json.dumps(values, sort_keys=True)
+
+
+_latest: dict[tuple, object] = {}
+_MAX_LATEST = 8
+
+
+def _remembered(key: tuple, make: Callable[[], object]) -> object:
+    """What was made for this key, if it is one of the latest: another seed in a process compiles nothing again."""
+    if key not in _latest:
+        while len(_latest) >= _MAX_LATEST:
+            del _latest[next(iter(_latest))]
+        _latest[key] = make()
+    return _latest[key]
+
+
+def forget_programs() -> None:
+    """Free what is remembered."""
+    _latest.clear()
 
 
 class Assembly:
@@ -70,6 +101,7 @@ class Assembly:
       recipe: recipe of any of the runs.
       parallel: devices.
       splits: datasets by split.
+      data: their `fingerprint`.
       mean_image: that of the training images if it is subtracted, or None.
 
     Raises:
@@ -81,16 +113,30 @@ class Assembly:
         check_devices(config, jax.device_count(), jax.process_count())
         self.recipe = recipe
         self.parallel = DataParallel(jax.devices()[: config.parallel.devices], config.parallel.wrapper)
-        self.splits = load_splits(config.data.name, config.data.validation_size, config.data.data_dir)
+        self.splits = load_splits(**{name: config.data[name] for name in SPLIT_SETTINGS})
+        self.data = fingerprint(self.splits)
+        check_same_everywhere(json.dumps(self.data).encode(), "data")
         subtracted = config.data.normalization == "pixel_mean"
         self.mean_image = mean_image(self.splits["train"].images) if subtracted else None
 
     def program(self, order_key: jax.Array) -> Program:
         """The compiled functions, for a key of the order of examples, or (k,) keys of k replicas."""
+        recipe = self.recipe
+        preprocessing = recipe.create_preprocessing(self.mean_image)
+        loader = LOADERS[recipe.config.data.loader](recipe, self.splits, self.parallel, preprocessing, order_key)
+        vmapped = order_key.ndim > 0
+        make = functools.partial(self._make_program, loader, preprocessing, vmapped)
+        if recipe.config.data.loader == "stream":
+            return make()
+        sizes = tuple((name, len(split)) for name, split in self.splits.items())
+        mean = str(self.mean_image)
+        devices = tuple(self.parallel.mesh.devices.flat)
+        key = ("program", shared_program(recipe.config), recipe.info.num_classes, sizes, mean, devices, vmapped)
+        return _remembered(key, make).with_loader(loader)
+
+    def _make_program(self, loader, preprocessing, vmapped) -> Program:
         recipe, parallel = self.recipe, self.parallel
         model = recipe.create_model(**recipe.batch_statistics_axis(parallel))
-        preprocessing = recipe.create_preprocessing(self.mean_image)
-        loader = LOADERS[recipe.config.data.loader](recipe, self.splits, parallel, preprocessing, order_key)
         augment = functools.partial(
             augment_batch,
             settings=recipe.config.augment.to_dict(),
@@ -111,7 +157,7 @@ class Assembly:
             gather = functools.partial(loader.eval_gather, split)
             return make_eval_step(model, gather=gather, normalize=preprocessing.normalize, devices=parallel)
 
-        return Program(train_step, eval_step, batch_of, loader, parallel, vmapped=order_key.ndim > 0)
+        return Program(train_step, eval_step, batch_of, loader, parallel, vmapped=vmapped)
 
 
 def _device_loader(recipe, splits, parallel, preprocessing, order_key):
@@ -164,11 +210,14 @@ def random_keys(seed: int) -> tuple[jax.Array, jax.Array, jax.Array]:
 def initial_state(recipe: Recipe) -> TrainState:
     """The state at step 0."""
     _, init_key, key = random_keys(recipe.config.seed)
-    images = jnp.zeros((1, *recipe.image_shape))
-    with_ema = recipe.config.train.ema_decay > 0
-    return jax.jit(functools.partial(create_state, recipe.model, recipe.optimizer, images=images, with_ema=with_ema))(
-        init_key, key
-    )
+    values = {**json.loads(recipe.config.to_json()), "seed": None}  # the learning rate is in the program
+    program = ("state", json.dumps(values, sort_keys=True), recipe.image_shape, recipe.info.num_classes)
+    return _remembered(program, functools.partial(_make_initialize, recipe))(init_key, key)
+
+
+def _make_initialize(recipe: Recipe) -> Callable:
+    images, with_ema = jnp.zeros((1, *recipe.image_shape)), recipe.config.train.ema_decay > 0
+    return jax.jit(functools.partial(create_state, recipe.model, recipe.optimizer, images=images, with_ema=with_ema))
 
 
 @contextlib.contextmanager
@@ -179,37 +228,73 @@ def open_run(
 
     Raises:
       UserError: the workdir cannot be used.
+      StorageError: it cannot be used any more, here or in the body.
     """
     config, main = recipe.config, is_main_process()
     with contextlib.ExitStack() as stack:
-        environment, values = describe_environment(), json.loads(config.to_json())
-        card = recipe.card({"config": values, "environment": environment}, assembly.mean_image).to_json()
+        stack.enter_context(storage_errors(workdir))
         if main:
             stack.enter_context(lock_workdir(workdir))
-            check_same_config(workdir, config)
-            for name, content in (("environment", environment), ("config", values), ("card", card)):
-                write_json(workdir / f"{name}.json", content)
+        changed = changes(workdir, config)
         keep, best = config.checkpoint.keep, config.checkpoint.best_metric
         checkpoints = stack.enter_context(Checkpoints(workdir, ITEMS, keep, best))
         devices = [device.device_kind for device in assembly.parallel.mesh.devices.flat]
         console.print(start_screen(recipe.describe(devices, workdir)))
-        state, step, notes = _start_or_resume(recipe, checkpoints, assembly.parallel, console)
+        state, step, notes = _start_or_resume(recipe, checkpoints, assembly, changed, console)
+        environment = describe_environment()
+        card = recipe.card({"config": json.loads(config.to_json()), "environment": environment}, assembly.mean_image)
+        if main:
+            _describe_run(workdir, config, environment, card.to_json(), changed)
         log = stack.enter_context(MetricsLog(workdir, step, enabled=main, test_curve=recipe.test_curve))
         display = stack.enter_context(TrainingDisplay(console, step, recipe.num_steps, bars))
-        accumulator, seconds = Accumulator(notes["sums"]), notes["seconds"]
-        yield TrainingRun(recipe, workdir, console, card, checkpoints, log, display, accumulator, seconds, step, state)
+        accumulator, seconds, data = Accumulator(notes["sums"]), notes["seconds"], assembly.data
+        yield TrainingRun(
+            *(recipe, workdir, console, card.to_json(), data, checkpoints, log, display, accumulator, seconds),
+            *(step, state),
+        )
 
 
-def _start_or_resume(recipe, checkpoints, parallel, console):
-    state = initial_state(recipe)
+def _describe_run(workdir, config, environment, card, changed) -> None:
+    """Write what a run is: its environment with all that was changed since it began, its config and its card."""
+    at = environment["started"]
+    recorded = [{"at": at, "key": key, "from": old, "to": new} for key, (old, new) in changed.items()]
+    environment["changes"] = [*read_environment(workdir).get("changes", []), *recorded]
+    result = read_result(workdir)
+    if result and changed.keys() & set(LENGTH):
+        (workdir / "result.json").replace(workdir / f"result-{result['step']}.json")
+    for name, content in (("environment", environment), ("config", json.loads(config.to_json())), ("card", card)):
+        write_json(workdir / f"{name}.json", content)
+
+
+def _start_or_resume(recipe, checkpoints, assembly, changed, console):
+    state, parallel = initial_state(recipe), assembly.parallel
     restored = checkpoints.restore_latest(ITEMS)
     if restored is None:
         return parallel.replicate(state), 0, {"sums": None, "seconds": 0.0}
-    step, items, notes, messages = restored
-    for message in (*messages, f"resuming from step {step} of {recipe.num_steps}"):
-        console.print(message, highlight=False, soft_wrap=True)
+    step, items, notes = restored
+    _check_may_continue(recipe, assembly, checkpoints.workdir, step, notes, changed)
+    news = [f"changed: {key} from {old!r} to {new!r}" for key, (old, new) in changed.items()]
+    for message in (*checkpoints.messages, *news, f"resuming from step {step} of {recipe.num_steps}"):
+        console.print(message, highlight=False, markup=False, soft_wrap=True)
     path = checkpoints.path(step)
     trees = {name: unflatten(tree, items[name], path) for name, tree in checkpoint_items(state).items()}
     opt_state = state.opt_state._replace(inner_state=trees["optimizer"]["opt_state"], count=trees["optimizer"]["step"])
     state = state.replace(**{**trees["model"], "opt_state": opt_state, "step": trees["optimizer"]["step"]})
     return parallel.replicate(state), step, notes
+
+
+def _check_may_continue(recipe, assembly, workdir, step, notes, changed) -> None:
+    if "data" in notes:
+        check_same_data(assembly.data, notes["data"], "to train on these, take another --workdir")
+    elif "data.data_dir" in changed:  # a run of an earlier version, which kept no digest
+        raise UserError(f"data.data_dir: expected {changed['data.data_dir'][0]}, as in {workdir}, found another folder")
+    if changed.keys() & set(LENGTH):
+        before = Recipe(read_config(workdir), recipe.info)
+        rates = [jax.jit(jax.vmap(each.schedule))(jnp.arange(step)) for each in (before, recipe)]
+        shapes = [[shape for shape in each.train_shapes if shape[0] < step] for each in (before, recipe)]
+        if step > recipe.num_steps or not bool((rates[0] == rates[1]).all()) or shapes[0] != shapes[1]:
+            raise UserError(
+                f"train.epochs, train.steps: the run in {workdir} has come to step {step} of {before.num_steps}, and "
+                f"with {recipe.num_steps} the learning rates or image sizes up to there would be others; take a "
+                "schedule that stays (constant, or step with milestones at the same steps), or another --workdir"
+            )

@@ -25,9 +25,12 @@ RENAMED = {
     "runs_at_once": "replicas",  # of a study
 }
 _OLD_VALUES = {("data.workers", "auto"): "threads"}  # "auto" measured at the start which of the two was faster
-# A key that a stored config lacks takes today's default, which so far is what the code did before the key came. Where
-# it is not, the default of old runs belongs here.
-_BEFORE_THE_KEY_CAME: dict[str, object] = {}
+# Keys that may change when a run is resumed: the result does not depend on them. Data are known by their digest.
+NOT_OF_THE_RESULT = (
+    *("data.data_dir", "data.workers", "data.num_workers", "data.max_corrupt"),
+    *("eval.batch_size", "log.every_steps", "checkpoint.keep"),
+)
+LENGTH = ("train.epochs", "train.steps", "optim.milestones")
 _STUDY = "title experiment cells seeds".split()
 
 
@@ -40,6 +43,11 @@ def read_config(workdir: str | pathlib.Path) -> ml_collections.ConfigDict:
     path = pathlib.Path(workdir).expanduser() / "config.json"
     if not path.exists():
         raise UserError(f"workdir: expected the folder of a run, found no config.json in {path.parent}")
+    return read_config_file(path)
+
+
+def read_config_file(path: pathlib.Path) -> ml_collections.ConfigDict:
+    """The locked config in a `config.json`; see `read_config`."""
     stored = read_json(path)
     if set(_STUDY) <= stored.keys():
         return _upgrade_study(stored, path)
@@ -53,7 +61,10 @@ def upgrade(stored: Mapping, where: object = "config") -> ml_collections.ConfigD
       UserError: a key that no version up to this one has had, or a value of another type.
     """
     config = default.get_config()
-    values = {**_BEFORE_THE_KEY_CAME, **_todays(flatten(stored))}
+    values = _todays(flatten(stored))
+    # A key that is absent takes today's default, which is what the code did before the key came; but here.
+    if values.get("data.name") == "folder":
+        values.setdefault("data.use_validation_split", False)
     known = flatten(config)
     if unknown := [key for key in values if key not in known]:
         raise UserError(f"{where}: {unknown[0]} is no key of this version; was it written by a newer one?")
@@ -85,18 +96,25 @@ def differences(stored: Mapping, given: Mapping) -> Iterator[tuple[str, object, 
             yield key, *values
 
 
-def check_same_config(workdir: pathlib.Path, config: ml_collections.ConfigDict) -> None:
-    """Raise `UserError`, which shows the difference, if a workdir belongs to another config."""
+def changes(workdir: pathlib.Path, config: ml_collections.ConfigDict) -> dict[str, tuple]:
+    """The keys by which a config differs from that of a workdir, of those that may, with the old and the new value.
+
+    Those of `LENGTH` may change if the learning rates so far stay the same, which is for the caller to check.
+
+    Raises:
+      UserError: another key differs; the difference is shown.
+    """
     if not (workdir / "config.json").exists():
-        return
-    differing = list(differences(read_config(workdir), config))
-    # Earlier versions stored the number of classes that they found.
-    differing = [entry for entry in differing if not (entry[0] == "model.num_classes" and entry[2] is None)]
-    if differing:
+        return {}
+    differing = {key: (old, new) for key, old, new in differences(read_config(workdir), config)}
+    if differing.get("model.num_classes", (None, 0))[1] is None:  # earlier versions stored the number that they found
+        del differing["model.num_classes"]
+    if wrong := {key: values for key, values in differing.items() if key not in (*NOT_OF_THE_RESULT, *LENGTH)}:
         raise UserError(
             f"workdir: {workdir} belongs to another config; take another --workdir, or the same config:\n"
-            + "\n".join(f"  {key}: {left!r} in the workdir, {right!r} given" for key, left, right in differing)
+            + "\n".join(f"  {key}: {old!r} in the workdir, {new!r} given" for key, (old, new) in wrong.items())
         )
+    return differing
 
 
 def _upgrade_study(stored: Mapping, where: pathlib.Path) -> ml_collections.ConfigDict:

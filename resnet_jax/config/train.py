@@ -1,8 +1,8 @@
 """Training from a config: one run, or several that share a program."""
 
 import contextlib
-import json
 import pathlib
+import signal
 from collections.abc import Callable, Sequence
 
 import jax.numpy as jnp
@@ -10,6 +10,7 @@ import ml_collections
 from rich.console import Console
 from rich.progress import Progress
 
+from resnet_jax.commands import make_console
 from resnet_jax.config.build import (
     Assembly,
     finished_result,
@@ -18,6 +19,7 @@ from resnet_jax.config.build import (
     open_run,
     random_keys,
     resolve,
+    shared_program,
 )
 from resnet_jax.config.flags import is_study
 from resnet_jax.environment import use_compilation_cache
@@ -25,8 +27,9 @@ from resnet_jax.errors import DivergedError, UserError
 from resnet_jax.training.console import end_screen
 from resnet_jax.training.hooks import TrainingRun
 from resnet_jax.training.logs import read_metrics
-from resnet_jax.training.loop import stop_requests, train_run
+from resnet_jax.training.loop import train_run
 from resnet_jax.training.parallel import is_main_process, join_processes
+from resnet_jax.training.preemption import stop_requests
 from resnet_jax.training.replicas import seconds_per_step, stack_states, train_replicas
 from resnet_jax.workdir import absolute, write_json
 
@@ -36,7 +39,7 @@ def train(
     workdir: str | pathlib.Path,
     console: Console | None = None,
     bars: Progress | None = None,
-    stop_requested: Callable[[int], bool] | None = None,
+    stop_requested: Callable[[int], signal.Signals | None] | None = None,
 ) -> dict:
     """Train, or continue the run that lies in `workdir`.
 
@@ -48,14 +51,15 @@ def train(
       workdir: directory for everything that the run writes.
       console: for what people see; default: the terminal, or the notebook.
       bars: the progress bar goes among these; default: one of its own.
-      stop_requested: says after each step whether to stop; default: on Ctrl-C or SIGTERM.
+      stop_requested: says after each step whether to stop, by a signal or True; default: see `signals.STOP_SIGNALS`.
 
     Returns:
       The content of `result.json`.
 
     Raises:
       UserError: a config or a workdir that cannot be used.
-      DivergedError: the loss is not finite.
+      DivergedError: a number is not finite.
+      StorageError: a full disk, or a workdir that is gone.
       InterruptedRun: asked to stop; a checkpoint was saved.
     """
     if not isinstance(config, ml_collections.ConfigDict) or is_study(config):
@@ -63,7 +67,7 @@ def train(
     use_compilation_cache()
     if config.parallel.distributed:
         join_processes()
-    console = console or Console(quiet=not is_main_process())
+    console = console or make_console(quiet=not is_main_process())
     config, workdir = resolve(config), absolute(workdir)
     result = finished_result(workdir, config)
     if result:
@@ -82,23 +86,12 @@ def train(
     return result
 
 
-def shared_program(config: ml_collections.ConfigDict) -> str:
-    """Equal for configs whose runs can be trained together: those that differ in seed and learning rate alone.
-
-    Runs of the `stream` have each their own: their batches are made on the host, so together they win nothing.
-    """
-    values = json.loads(config.to_json())
-    if values["data"]["loader"] == "device":
-        del values["seed"], values["optim"]["lr"]
-    return json.dumps(values, sort_keys=True)
-
-
 def train_together(
     configs: Sequence[ml_collections.ConfigDict],
     workdirs: Sequence[str | pathlib.Path],
     console: Console,
     bars: Progress,
-    stop_requested: Callable[[int], bool],
+    stop_requested: Callable[[int], signal.Signals | None],
 ) -> list[dict | DivergedError]:
     """Train runs at once, or continue them; each ends as it does alone (`train`), to float tolerance.
 

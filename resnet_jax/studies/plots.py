@@ -11,7 +11,7 @@ import matplotlib
 import numpy as np
 from matplotlib.ticker import LogLocator, MaxNLocator
 
-from resnet_jax.training.plots import STYLE, draw, points, subplots
+from resnet_jax.training.plots import STYLE, draw, points, save, subplots
 
 _MARKERS = "os^DvP*X"
 _LINE_STYLES = ("-", "--", ":", "-.")
@@ -87,7 +87,7 @@ def plot_overlay(runs: Mapping[str, Sequence[dict]], target: str | pathlib.Path)
     loss.set(title="Loss (thin: training)", xlabel="epoch", ylabel="cross-entropy, nats", yscale="log")
     handles, labels = error.get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=2)
-    figure.savefig(target)
+    save(figure, target)
 
 
 @matplotlib.rc_context(STYLE)
@@ -133,7 +133,7 @@ def plot_error_curves(
         axes.remove()
     for axes in grid[:, 0]:
         _scale_error_axis(axes, max(curve.errors[:, -1].max() for curve in (*train.values(), *evaluated.values())))
-    figure.savefig(target)
+    save(figure, target)
 
 
 @matplotlib.rc_context(STYLE)
@@ -175,7 +175,7 @@ def plot_final_errors(
         axes.minorticks_off()
         axes.legend()
     _scale_error_axis(panels[0, 0], max(seeds.max() for by_cell in errors.values() for seeds in by_cell.values()))
-    figure.savefig(target)
+    save(figure, target)
 
 
 @matplotlib.rc_context(STYLE)
@@ -216,7 +216,7 @@ def plot_layers(cells: Sequence[Cell], panels: Sequence[Panel], target: str | pa
             axes.yaxis.set_minor_formatter("")
     names = [cell.name for cell in cells if cell.name in drawn]
     figure.legend([drawn[name] for name in names], names, loc="outside lower center", ncols=4, handlelength=3.5)
-    figure.savefig(target)
+    save(figure, target)
 
 
 def evaluated_split(runs: Sequence[Sequence[dict]]) -> str | None:

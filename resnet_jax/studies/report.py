@@ -54,7 +54,9 @@ def write_report(study: ml_collections.ConfigDict, workdir: str | pathlib.Path) 
         study=json.dumps(json.loads(study.to_json()), indent=2),
     )
     write_text(workdir / "report.md", text)
-    body = _with_pictures(MarkdownIt("commonmark").enable("table").render(text), workdir)
+    body = MarkdownIt("commonmark", {"html": False}).enable("table").render(text)
+    for figure in shown:
+        body = _with_picture(body, workdir, f"figures/{figure.file}")
     page = _TEMPLATES.get_template("report.html.j2").render(title=study.title, body=body)
     write_text(workdir / "report.html", page)
 
@@ -157,16 +159,20 @@ def _mean_and_deviation(values: Iterable[float]) -> str:
 
 
 def _escape(text: str) -> str:
-    """Text without a meaning in Markdown."""
-    return re.sub(r"([\\`*|<>\[\]&])", r"\\\1", text)
+    """Text without a meaning in Markdown, on one line."""
+    return re.sub(r"([\\`*|<>\[\]&])", r"\\\1", " ".join(text.split()))
 
 
-def _with_pictures(body: str, workdir: pathlib.Path) -> str:
-    """The page with its pictures inside."""
-    for picture in set(re.findall(r'src="(figures/[^"]+)"', body)):
-        data = base64.b64encode((workdir / picture).read_bytes()).decode()
-        body = body.replace(f'src="{picture}"', f'src="data:image/png;base64,{data}"')
-    return body
+def _code(text: str) -> str:
+    """A block of code with a fence that the text cannot close."""
+    fence = "`" * max(3, 1 + max(map(len, re.findall("`+", text)), default=0))
+    return f"{fence}\n{text}\n{fence}"
+
+
+def _with_picture(body: str, workdir: pathlib.Path, picture: str) -> str:
+    """The page with this picture inside."""
+    data = base64.b64encode((workdir / picture).read_bytes()).decode()
+    return body.replace(f'src="{picture}"', f'src="data:image/png;base64,{data}"')
 
 
 _TEMPLATES = jinja2.Environment(
@@ -177,4 +183,4 @@ _TEMPLATES = jinja2.Environment(
     lstrip_blocks=True,
     keep_trailing_newline=True,
 )
-_TEMPLATES.filters |= {"markdown": _escape, "mean_and_deviation": _mean_and_deviation}
+_TEMPLATES.filters |= {"markdown": _escape, "code": _code, "mean_and_deviation": _mean_and_deviation}

@@ -2,8 +2,8 @@
 
 import datetime
 import itertools
-import json
 import pathlib
+import signal
 import traceback
 from collections.abc import Callable, Iterator
 
@@ -13,17 +13,17 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from resnet_jax.config.build import Assembly, make_recipe
-from resnet_jax.config.stored import check_same_config
-from resnet_jax.config.train import shared_program, speed_up, train, train_together
+from resnet_jax.config.build import Assembly, make_recipe, shared_program
+from resnet_jax.config.train import speed_up, train, train_together
 from resnet_jax.environment import describe_environment, use_compilation_cache
 from resnet_jax.errors import InterruptedRun, UserError, WorkdirInUse
 from resnet_jax.studies.estimate import Stopwatch
-from resnet_jax.studies.study import StudyRun, check_study, collect, result_lines, run_config
+from resnet_jax.studies.grow import claim, grown, write_results
+from resnet_jax.studies.study import StudyRun, check_study, collect, run_config
 from resnet_jax.training.console import progress_bars
-from resnet_jax.training.loop import stop_requests
 from resnet_jax.training.parallel import is_main_process
-from resnet_jax.workdir import absolute, make_workdir, write_json, write_text
+from resnet_jax.training.preemption import stop_requests
+from resnet_jax.workdir import absolute, write_json, write_text
 
 _INTERRUPTED = "stopped, and saved what was under way; to continue, give the same command"
 
@@ -31,13 +31,15 @@ _INTERRUPTED = "stopped, and saved what was under way; to continue, give the sam
 class FailedRuns(UserError):
     """Some runs of a study failed; the others are done."""
 
-    exit_status = 1
+    exit_status = 3
 
 
 def run_study(
     study: ml_collections.ConfigDict, workdir: str | pathlib.Path, console: Console, only_cell: int | None = None
 ) -> list[StudyRun]:
     """Train what is not finished yet: an interrupted run is continued, a failed one is tried again.
+
+    A study that the folder holds already grows by new cells and seeds. Several processes may work on one folder.
 
     Args:
       study: study from `make_study`.
@@ -56,15 +58,20 @@ def run_study(
     _check_surroundings(study)
     if only_cell is not None and not 0 <= only_cell < len(study.cells):
         raise UserError(f"--cell: expected 0 to {len(study.cells) - 1}, found {only_cell}; see --list")
-    workdir = absolute(workdir)
+    workdir, given = absolute(workdir), study
+    study = grown(study, workdir)
     if is_main_process():
-        _claim(workdir, study)
+        study = claim(study, workdir)
+        write_json(workdir / "environment.json", describe_environment())
     use_compilation_cache()
-    chosen = study.cells if only_cell is None else [study.cells[only_cell]]
-    runs = [run for run in collect(study, workdir) if run.cell in chosen]
+    chosen = None if only_cell is None else given.cells[only_cell]["name"]
+    runs = [run for run in collect(study, workdir) if chosen in (None, run.cell["name"])]
     unfinished = [run for run in runs if not run.result]
     finished, failed = len(runs) - len(unfinished), []
-    write_results(study, workdir)
+    if finished:
+        console.print(f"{finished} of {len(runs)} runs kept, {len(unfinished)} to do", highlight=False)
+    if is_main_process():
+        write_results(study, workdir)
     with progress_bars(console) as bars, stop_requests(console) as stop_requested:
         task = bars.add_task("runs", total=len(runs), completed=finished, values="")
         for group in _groups(unfinished, study.replicas, console):
@@ -79,32 +86,13 @@ def run_study(
                     markup=False,
                     soft_wrap=True,
                 )
-            write_results(study, workdir)
+            if is_main_process():
+                write_results(study, workdir)
             # Several processes agree on where to stop within a run only.
-            if jax.process_count() == 1 and stop_requested(finished) and finished < len(runs):
-                raise InterruptedRun(_INTERRUPTED)
+            request = jax.process_count() == 1 and finished < len(runs) and stop_requested(finished)
+            if request:
+                raise InterruptedRun(_INTERRUPTED, by_person=request == signal.SIGINT)
     return failed
-
-
-def write_results(study: ml_collections.ConfigDict, workdir: pathlib.Path) -> None:
-    """Write `results.jsonl` anew from the runs that are finished."""
-    if is_main_process():
-        write_text(workdir / "results.jsonl", result_lines(collect(study, workdir)))
-
-
-def _claim(workdir: pathlib.Path, study: ml_collections.ConfigDict) -> None:
-    # Not locked: the cells of a study may be shared out to several processes.
-    check_same_config(workdir, _identity(study))
-    make_workdir(workdir)
-    write_json(workdir / "environment.json", describe_environment())
-    write_json(workdir / "config.json", json.loads(_identity(study).to_json()))
-
-
-def _identity(study: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
-    """The study without the number of replicas, which does not make it another one."""
-    identity = study.copy_and_resolve_references()
-    identity.replicas = None
-    return identity
 
 
 def _check_surroundings(study: ml_collections.ConfigDict) -> None:
@@ -143,7 +131,9 @@ def _is_faster(configs: list[ml_collections.ConfigDict], console: Console) -> bo
     return together < apart
 
 
-def _train(group: list[StudyRun], bars: Progress, stop_requested: Callable[[int], bool]) -> list[dict | Exception]:
+def _train(
+    group: list[StudyRun], bars: Progress, stop_requested: Callable[[int], signal.Signals | None]
+) -> list[dict | Exception]:
     """The result of each run, or the error that is written to its folder."""
     quiet = Console(quiet=True)
     configs, folders = [run.config for run in group], [run.folder for run in group]
@@ -152,8 +142,8 @@ def _train(group: list[StudyRun], bars: Progress, stop_requested: Callable[[int]
             outcomes = [train(configs[0], folders[0], quiet, bars, stop_requested)]
         else:
             outcomes = train_together(configs, folders, quiet, bars, stop_requested)
-    except InterruptedRun:
-        raise InterruptedRun(_INTERRUPTED) from None
+    except InterruptedRun as error:
+        raise InterruptedRun(_INTERRUPTED, error.by_person) from None
     except Exception as error:  # whatever goes wrong in one cell, the others are worth running
         outcomes = [error] * len(group)
     for folder, outcome in zip(folders, outcomes, strict=True):
@@ -194,7 +184,7 @@ def _one_line(error: Exception) -> str:
 def print_cells(study: ml_collections.ConfigDict, workdir: pathlib.Path, console: Console) -> None:
     """A table of the cells: number for --cell, name, what it changes, runs finished, and the time left."""
     check_study(study)
-    check_same_config(absolute(workdir), _identity(study))
+    study = grown(study, absolute(workdir))
     runs = collect(study, workdir)
     stopwatch = Stopwatch([(run.config, run.result) for run in runs])
     table = Table(title=study.title, title_justify="left")

@@ -45,6 +45,12 @@ class Program:
         """The inputs of the next call of a compiled training function."""
         return self.loader.inputs(step)
 
+    def with_loader(self, loader) -> "Program":
+        """The same compiled functions on the same data in another order."""
+        other = copy.copy(self)
+        other.loader = loader
+        return other
+
     def replica(self, index: int) -> "Program":
         """This program as one replica sees it: its own inputs, for functions of one state."""
         own, axes = copy.copy(self), self.loader.replica_axes.replicated

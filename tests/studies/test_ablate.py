@@ -11,11 +11,12 @@ import pytest
 from rich.console import Console
 
 import resnet_jax
-from resnet_jax import UserError, ablate
+from resnet_jax import UserError, ablate, train
 from resnet_jax.errors import InterruptedRun
 from resnet_jax.studies import run as study_run
+from resnet_jax.studies.grow import add_run
 from resnet_jax.studies.run import print_cells, run_study
-from resnet_jax.studies.study import cell, collect, grid, make_study
+from resnet_jax.studies.study import cell, collect, grid, make_study, read_study
 from resnet_jax.training import loop
 from resnet_jax.workdir import lock_workdir
 from tests.tiny import tiny_config
@@ -166,10 +167,39 @@ def test_bad_studies_are_refused_before_anything_runs(tmp_path, cells, message):
 @pytest.mark.slow
 def test_the_workdir_of_another_study_or_of_a_run_is_refused(tmp_path):
     run_study(tiny_study([cell("a", {})]), tmp_path, QUIET)
-    with pytest.raises(UserError, match="(?s)belongs to another config.*experiment.optim.lr: 0.1 .* 0.2 given"):
+    with pytest.raises(
+        UserError, match="a study of another experiment: 1 keys differ, like optim.lr: 0.1 .* 0.2 given"
+    ):
         run_study(tiny_study([cell("a", {})], optim__lr=0.2), tmp_path, QUIET)
-    with pytest.raises(UserError, match="belongs to another config"):
+    with pytest.raises(UserError, match="expected the folder of a study, found that of a run"):
         run_study(tiny_study([cell("a", {})]), tmp_path / "cells" / "a" / "seed0", QUIET)
+
+
+@pytest.mark.slow
+def test_a_study_grows_by_a_rate_a_seed_and_a_run_of_its_own(tmp_path, monkeypatch, capsys):
+    folder = tmp_path / "study"
+    run_study(tiny_study(grid({"optim.lr": (0.1, 0.2)})), folder, QUIET)
+    before = lines(folder)
+    alone = tiny_study([cell("a", {})]).experiment.copy_and_resolve_references().lock()
+    alone.optim.lr, alone.seed = 0.4, 1
+    train(alone, tmp_path / "alone", QUIET)
+    whole = add_run(read_study(folder), folder, tmp_path / "alone")
+    assert [each["name"] for each in whole.cells] == ["optim.lr=0.1", "optim.lr=0.2", "optim.lr=0.4"]
+    trained = []
+    original = study_run.train
+    monkeypatch.setattr(study_run, "train", lambda config, *a: trained.append(config) or original(config, *a))
+    run_study(tiny_study(grid({"optim.lr": (0.2, 0.3)}), seeds=(0, 1)), folder, Console())
+    assert f"{len(before) + 1} of 8 runs kept, {7 - len(before)} to do" in capsys.readouterr().out
+    assert len(trained) == 7 - len(before)
+    found = lines(folder)
+    assert [line for line in found if line in before] == before
+    assert {(line["name"], line["seed"]) for line in found} == {
+        (f"optim.lr={rate}", seed) for rate in (0.1, 0.2, 0.3, 0.4) for seed in (0, 1)
+    }
+    with pytest.raises(UserError, match="has a run of 'optim.lr=0.4' with seed 1 already"):
+        add_run(read_study(folder), folder, tmp_path / "alone")
+    with pytest.raises(UserError, match=r"cell 'optim.lr=0.1': expected {'optim.lr': 0.1}, .* found {'optim.lr': 9.0}"):
+        run_study(tiny_study([cell("optim.lr=0.1", {"optim.lr": 9.0})]), folder, QUIET)
 
 
 @pytest.mark.slow

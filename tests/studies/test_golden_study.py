@@ -71,5 +71,5 @@ def test_no_run_of_it_is_trained_again(copied, monkeypatch):
 
 
 def test_another_study_is_refused_in_its_folder(copied):
-    with pytest.raises(UserError, match=r"(?s)belongs to another config.*experiment.optim.lr: 0.1 .* 0.2 given"):
+    with pytest.raises(UserError, match=r"another experiment: 1 keys differ, like optim.lr: 0.1 .* 0.2 given"):
         run_study(todays(**{"optim.lr": 0.2}), copied, Console(quiet=True))

@@ -19,7 +19,7 @@ def study(cells=None, **settings):
 
 
 def read(path, *arguments):
-    return parse_command(["x", f"--config={path}", *arguments], path, "", lambda values: None).config
+    return parse_command(["x", f"--config={path}", *arguments], str(path), "", lambda values: None).config
 
 
 @pytest.mark.parametrize("path", STUDIES, ids=lambda path: path.stem)
