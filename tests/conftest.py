@@ -1,4 +1,7 @@
+import contextlib
 import os
+import shutil
+import subprocess
 
 # Before JAX starts: four virtual devices, so that data parallelism is tested everywhere, and quick compilation, since
 # most programs here run for a moment. (The golden files were made without it and hold; test_ablate does without it.)
@@ -11,16 +14,29 @@ import jax
 import numpy as np
 import pytest
 
+from resnet_jax.config import build
 from resnet_jax.environment import use_compilation_cache
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 use_compilation_cache()
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)  # several tests need what takes a moment
 
 
 def pytest_collection_modifyitems(items):
     """Files with slow tests first, so that in the end no process is left alone with them."""
     slow = {item.path for item in items if item.get_closest_marker("slow")}
     items.sort(key=lambda item: item.path not in slow)
+
+
+@pytest.fixture(autouse=True)
+def forgotten_programs(request):
+    """A test that replaces parts of a program gets none that is remembered, and leaves none."""
+    replaces = "monkeypatch" in request.fixturenames
+    if replaces:
+        build.forget_programs()
+    yield
+    if replaces:
+        build.forget_programs()
 
 
 @pytest.fixture(scope="session")
@@ -52,3 +68,44 @@ def folder(tmp_path_factory):
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(simplejpeg.encode_jpeg(np.ascontiguousarray(cut)))
     return root
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """Makes a file system of so many bytes; it goes with the test."""
+    mounted = []
+
+    def mount(size):
+        folder = tmp_path / f"disk{len(mounted)}"
+        folder.mkdir()
+        command = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)]
+        if shutil.which("mount") is None or subprocess.run(command, capture_output=True).returncode:
+            pytest.skip("this needs the right to mount a file system")
+        mounted.append(folder)
+        return folder
+
+    yield mount
+    for folder in mounted:
+        subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+@pytest.fixture
+def as_nobody():
+    """A context manager: file permissions count, which they do not for root. The folder is made readable before."""
+
+    @contextlib.contextmanager
+    def become(folder):
+        if os.geteuid():
+            yield
+            return
+        for path in [*folder.parents, folder, *folder.rglob("*")]:
+            mode = path.stat().st_mode
+            if mode & 0o700 and not mode & 0o004:  # not what the test has hidden
+                path.chmod(mode | 0o055)
+        os.seteuid(65534)
+        try:
+            yield
+        finally:
+            os.seteuid(0)
+
+    return become

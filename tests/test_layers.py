@@ -19,7 +19,7 @@ FILES = {
 }
 # Each layer may import itself and those before it.
 LAYERS = [
-    {"errors", "environment", "workdir"},
+    {"errors", "signals", "workdir", "environment", "commands"},
     {"models", "data"},
     {"checkpoint"},
     {"training"},
@@ -87,7 +87,7 @@ def test_the_training_loop_can_be_read_in_an_afternoon():
 def test_the_reading_path_is_short_and_its_line_counts_are_right():
     page = (ROOT / "docs" / "reading.md").read_text()
     rows = re.findall(r"\]\(../(resnet_jax/\S+\.py)\) \| (\d+) \|", page)
-    assert all((ROOT / name).read_text().count("\n") == int(lines) for name, lines in rows), page
+    assert [name for name, lines in rows if (ROOT / name).read_text().count("\n") != int(lines)] == []
     total = sum(int(lines) for _, lines in rows)
     assert len(rows) == 8 and total <= 1200
     assert f"{total:,} lines together" in page and f"{total:,} lines together" in (ROOT / "README.md").read_text()

@@ -9,7 +9,7 @@ from resnet_jax.data.augment import POLICIES
 from resnet_jax.data.crops import INTERPOLATIONS, VIEWS
 from resnet_jax.data.info import DATASETS, DatasetInfo
 from resnet_jax.data.reader import WORKERS
-from resnet_jax.data.splits import check_dataset_name
+from resnet_jax.data.splits import check_dataset_name, number_of
 from resnet_jax.errors import UserError, did_you_mean
 from resnet_jax.models import DOWNSAMPLES, MODELS, NORMS, SHORTCUTS, STEMS, attributes_of
 from resnet_jax.training.metrics import LOSSES
@@ -53,7 +53,7 @@ _RANGES = {
         "train.steps_per_call parallel.devices eval.batch_size checkpoint.keep log.every_steps data.num_workers "
         "augment.repeats augment.num_ops eval.image_size",
     ),
-    "more than 0": (lambda x: x > 0, "norm.epsilon train.epochs optim.factor optim.power"),
+    "more than 0": (lambda x: x > 0, "norm.epsilon train.epochs optim.factor optim.power data.test_size"),
     "0 or more": (
         lambda x: x >= 0,
         "data.validation_size augment.pad_crop augment.cutout augment.mixup augment.cutmix augment.lighting "
@@ -199,11 +199,19 @@ def check_dataset(config: ml_collections.ConfigDict, info: DatasetInfo) -> None:
             f"model.num_classes: expected {info.num_classes}, the classes of {config.data.name}, found "
             f"{config.model.num_classes}; leave it out to take what the data have"
         )
-    train_size = info.splits["train"]
-    if config.data.validation_size >= train_size:
+    train_size, held_out = info.splits["train"], 0
+    if "validation" not in info.splits:
+        held_out = number_of(config.data.validation_size, train_size)
+    if held_out >= train_size:
         raise UserError(
             f"data.validation_size: expected fewer than the {train_size} training examples of {config.data.name}, "
-            f"found {config.data.validation_size}"
+            f"found {held_out}"
+        )
+    distinct = config.train.batch_size // config.augment.repeats
+    if distinct > train_size - held_out:
+        raise UserError(
+            f"train.batch_size: expected at most the {train_size - held_out} training examples of {config.data.name}, "
+            f"found {distinct} different ones in a batch"
         )
     colours = {"augment.policy": config.augment.policy != "none", "augment.jitter": any(config.augment.jitter)}
     colours["augment.lighting"] = config.augment.lighting > 0

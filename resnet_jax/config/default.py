@@ -55,7 +55,10 @@ def _data() -> ml_collections.ConfigDict:
     data.name = "digits"
     data.data_dir = placeholder(str)  # of the data; default: TensorFlow Datasets' own
     data.loader = "device"  # the data set lies on the device; or "stream": it is read and decoded while training
-    data.validation_size = 180  # examples held out of the training split; 0: train on all, no best checkpoint
+    # Held out of the training split: a number of examples, or below 1 a share. 0: train on all, no best checkpoint
+    data.validation_size = 180.0
+    data.use_validation_split = True  # of a folder that has one besides the test split: then none is held out
+    data.test_size = 0.2  # of a folder that is not divided into splits: a number of images, or a share
     data.image_size = placeholder(int)  # resize to this square; default: as stored
     data.normalization = "channel"  # by the data set's mean and std; or "pixel_mean": minus the mean training image
     data.workers = "threads"  # of the stream: threads, or processes where Python itself keeps threads waiting

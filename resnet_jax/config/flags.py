@@ -1,5 +1,6 @@
-"""Config files by name, and command lines: --config=FILE --config.KEY=VALUE --workdir=DIR"""
+"""Config files by name, and command lines: --config=NAME --config.KEY=VALUE --workdir=DIR"""
 
+import contextlib
 import importlib.util
 import inspect
 import pathlib
@@ -11,11 +12,30 @@ from typing import NamedTuple
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from resnet_jax.config.stored import RENAMED
+from resnet_jax.config import default
+from resnet_jax.config.help import describe_experiments, describe_keys
+from resnet_jax.config.stored import RENAMED, flatten, read_config_file
 from resnet_jax.errors import UserError, did_you_mean
+from resnet_jax.workdir import new_workdir
 
-_KEYS = f"{pathlib.Path(__file__).parent / 'default.py'} lists the keys of --config with their defaults."
 CONFIGS = pathlib.Path(__file__).parent.parent / "configs"
+# What other programs call a key.
+_FIRST_GUESSES = {
+    "learning_rate": "optim.lr",
+    "wd": "optim.weight_decay",
+    "bs": "train.batch_size",
+    "b": "train.batch_size",
+    "optimizer": "optim.name",
+    "opt": "optim.name",
+    "arch": "model.name",
+    "dataset": "data.name",
+    "workers": "data.num_workers",
+    "j": "data.num_workers",
+    "num_epochs": "train.epochs",
+    "img_size": "data.image_size",
+    "output": "workdir",
+    "output_dir": "workdir",
+}
 
 
 def get_config(name: str = "default") -> ConfigDict:
@@ -26,25 +46,38 @@ def get_config(name: str = "default") -> ConfigDict:
 
     Args:
       name: a file of `configs/`, without its suffix, like "default" or "ablations/digits"; or the path of a file of
-        your own; either with an argument of its `get_config` after a colon.
+        your own; either with an argument of its `get_config` after a colon. Or the `config.json` of a run or a study.
 
     Raises:
-      UserError: there is no such file, or it takes no argument.
+      UserError: there is no such file, it cannot be loaded, or it takes no argument.
     """
     name, _, argument = str(name).partition(":")
-    path = pathlib.Path(name) if name.endswith(".py") else CONFIGS / f"{name}.py"
-    if not path.is_file():
-        known = sorted(str(file.relative_to(CONFIGS).with_suffix("")) for file in CONFIGS.rglob("*.py"))
-        raise UserError(f"config: found no {path}; {did_you_mean(name, known)}")
+    path = _find(name)
+    if path.suffix == ".json":
+        return read_config_file(path)
     spec = importlib.util.spec_from_file_location(f"resnet_jax_config_{path.stem}", path)
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    if not callable(getattr(module, "get_config", None)):
-        raise UserError(f"config: expected a function get_config in {path}, found none")
-    takes_argument = bool(inspect.signature(module.get_config).parameters)
-    if argument and not takes_argument:
-        raise UserError(f"config: expected no argument after {name}, found {argument!r}")
-    return module.get_config(argument) if argument else module.get_config()
+    try:
+        spec.loader.exec_module(module)
+        if not callable(getattr(module, "get_config", None)):
+            raise UserError(f"--config: expected a function get_config in {path}, found none")
+        takes_argument = bool(inspect.signature(module.get_config).parameters)
+        if argument and not takes_argument:
+            raise UserError(f"--config: expected no argument after {name}, found {argument!r}")
+        return module.get_config(argument) if argument else module.get_config()
+    except UserError:
+        raise
+    except Exception as error:  # whatever is wrong in somebody's file
+        raise UserError(f"--config: {path} cannot be loaded: {type(error).__name__}: {error}") from error
+
+
+def _find(name: str) -> pathlib.Path:
+    inside = re.sub(r"^(\./)?configs/", "", name)
+    candidates = [pathlib.Path(name).expanduser(), CONFIGS / inside, CONFIGS / f"{inside}.py"]
+    if found := next((path for path in candidates if path.is_file()), None):
+        return found
+    known = sorted(str(file.relative_to(CONFIGS).with_suffix("")) for file in CONFIGS.rglob("*.py"))
+    raise UserError(f"--config: found no {name}; {did_you_mean(inside.removesuffix('.py'), known)}")
 
 
 class Command(NamedTuple):
@@ -64,30 +97,95 @@ class Command(NamedTuple):
 
 
 def parse_command(
-    argv: list[str], default: pathlib.Path, description: str, define: Callable[[flags.FlagValues], None]
+    argv: list[str], default_name: str, description: str, define: Callable[[flags.FlagValues], None]
 ) -> Command:
     """Read a command line.
 
     Args:
       argv: like `sys.argv`.
-      default: config file if none is named.
+      default_name: config if none is named.
       description: text for --help.
       define: adds the command's own flags to --config and --help.
 
     Raises:
       UserError: an unknown key, a value of the wrong type, a config file that cannot be read.
     """
-    argv = [_with_todays_key(argument) for argument in argv]
-    overrides = [argument for argument in argv if re.match(r"--(no)?config\.", argument)]
-    without_overrides = [argument for argument in argv if argument not in overrides]
-    _check_keys(_parse_flags(without_overrides, default, description, define).config, overrides)
-    values = _parse_flags(argv, default, description, define)
-    return Command(
-        values.config,
-        set(config_flags.get_override_values(values["config"])),
-        pathlib.Path(config_flags.get_config_filename(values["config"]).split(":")[0]).stem,
-        values,
-    )
+    values = flags.FlagValues()
+    flags.DEFINE_bool("help", False, "Show this text.", short_name="h", flag_values=values)
+    define(values)
+    name, rest = _take_config(argv[1:], default_name)
+    if any(argument in ("-h", "--help", "-help") for argument in rest):
+        own = [f"  --{name}: {values[name].help}" for name in values if name not in ("help", "h", "?")]
+        print("\n".join([description, "", *own, "", *describe_experiments(CONFIGS), "", *describe_keys()]))
+        raise SystemExit
+    config = get_config(name)
+    rest = [_with_todays_key(argument) for argument in rest]
+    for argument, following in zip(rest, [*rest[1:], "VALUE"], strict=False):
+        if argument.startswith("-"):
+            _check_argument(argument, following, config, values)
+    nothing = [argument for argument in rest if argument.startswith("--config.") and argument.endswith("=None")]
+    given = [argument for argument in rest if argument not in nothing]
+    try:
+        config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=[argv[0], *given])
+        unparsed = values([argv[0], *given])[1:]
+    except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as error:
+        raise UserError(f"command line: {str(error).strip().splitlines()[-1]}") from None
+    if unparsed:
+        raise UserError(f"expected --config=NAME, --config.KEY=VALUE and --workdir=DIR, found {unparsed[0]!r}")
+    for argument in nothing:
+        _set_none(values.config, argument.removeprefix("--config.").removesuffix("=None"))
+    overrides = set(config_flags.get_override_values(values["config"]))
+    return Command(values.config, overrides, _experiment(name), values)
+
+
+def _take_config(arguments: list[str], default_name: str) -> tuple[str, list[str]]:
+    """(the value of --config, the other arguments)."""
+    name, rest, pending = default_name, [], False
+    for argument in arguments:
+        if pending or argument.startswith("--config="):
+            name, pending = argument.removeprefix("--config="), False
+        elif argument == "--config":
+            pending = True
+        else:
+            rest.append(argument)
+    return name, rest
+
+
+def _experiment(name: str) -> str:
+    path = pathlib.Path(name.partition(":")[0])
+    return path.absolute().parent.name if path.suffix == ".json" else path.stem
+
+
+def _set_none(config: ConfigDict, key: str) -> None:
+    own = key.removeprefix("experiment.")
+    if own not in {name for name, value in flatten(default.get_config()).items() if value is None} | {"train.epochs"}:
+        raise UserError(f"config.{key}: expected a value, found None")
+    *path, last = key.split(".")
+    for part in path:
+        config = config[part]
+    config[last] = None
+
+
+def parse_training(argv: list[str], description: str) -> tuple[ConfigDict, contextlib.AbstractContextManager]:
+    """The config of `train.py`, overrides applied, and a context manager that gives its workdir.
+
+    Raises:
+      UserError: an unknown key, a value of the wrong type, a config file that cannot be read.
+    """
+
+    def define(values):
+        flags.DEFINE_string("workdir", None, "Run directory; default: a new one in runs/.", flag_values=values)
+
+    command = parse_command(argv, "default", description, define)
+    if is_study(command.config):
+        raise UserError("--config: expected an experiment, found a study; run it with python -m resnet_jax.ablate")
+    resolve_length(command.config, command.overrides)
+    config, workdir = command.config, command.values.workdir
+    if workdir is None and config.parallel.distributed:
+        raise UserError("--workdir: several processes need the same one; add --workdir=DIR")
+    if workdir:
+        return config, contextlib.nullcontext(pathlib.Path(workdir))
+    return config, new_workdir(pathlib.Path("runs"), f"{command.experiment}-{config.model.name}")
 
 
 def _with_todays_key(argument: str) -> str:
@@ -110,39 +208,41 @@ def resolve_length(config: ConfigDict, given: Iterable[str]) -> None:
         config.train["steps" if lengths == {"train.epochs"} else "epochs"] = None
 
 
-def _parse_flags(argv, default, description, define) -> flags.FlagValues:
-    values = flags.FlagValues()
-    try:
-        config_flags.DEFINE_config_file(
-            "config", str(default), "Config file.", flag_values=values, sys_argv=argv, lock_config=True
-        )
-        flags.DEFINE_bool("help", False, "Show this text.", short_name="h", flag_values=values)
-        define(values)
-        rest = values(argv)[1:]
-        values.config.is_locked  # noqa: B018  (a file that was not found says so on first use)
-    except OSError:
-        path = config_flags.get_config_filename(values["config"]).split(":")[0]
-        raise UserError(f"--config: expected a config file like {default.name}, found no {path}") from None
-    except (flags.Error, AttributeError, KeyError, TypeError, ValueError, ImportError, SyntaxError) as error:
-        raise UserError(f"command line: {str(error).strip().splitlines()[-1]}") from None
-    if values.help:
-        own = [f"--{name}: {values[name].help}" for name in values if name not in ("config", "help", "h", "?")]
-        print("\n".join([description, "", *own, "", _KEYS]))
-        raise SystemExit
-    if rest:
-        raise UserError(f"expected --config=FILE, --config.KEY=VALUE and --workdir=DIR, found {rest[0]!r}")
-    return values
+def _check_argument(argument: str, following: str, config: ConfigDict, values: flags.FlagValues) -> None:
+    name, equals, value = argument.lstrip("-").partition("=")
+    value = value if equals else "VALUE" if following.startswith("-") else following
+    if re.match(r"(no)?config\.", name):
+        _check_key(name.partition(".")[2], value, config)
+    elif name not in values and name.removeprefix("no") not in values:
+        raise UserError(f"{argument}: there is no such flag; {_suggestion(name, value, config, list(values))}")
 
 
-def _check_keys(config: ConfigDict, overrides: list[str]) -> None:
-    for override in overrides:
-        key = re.match(r"--(?:no)?config\.([^=]*)", override)[1]
-        node = config
-        for part in key.split("."):
-            if not isinstance(node, ConfigDict):
-                raise UserError(f"config.{key}: there is no such key; what stands before .{part} is a value")
-            if part not in node:
-                raise UserError(f"config.{key}: there is no such key; {did_you_mean(part, node)}")
-            node = node[part]
-        if isinstance(node, ConfigDict):
-            raise UserError(f"config.{key}: expected one of its keys, like config.{key}.{next(iter(node))}=VALUE")
+def _check_key(key: str, value: str, config: ConfigDict) -> None:
+    node = config
+    for part in key.split("."):
+        if not isinstance(node, ConfigDict):
+            raise UserError(f"config.{key}: there is no such key; what stands before .{part} is a value")
+        if part not in node:
+            if guess := _guess(key.rpartition(".")[2], value, config):
+                raise UserError(f"config.{key}: there is no such key; did you mean {guess}?")
+            raise UserError(f"config.{key}: there is no such key; {did_you_mean(part, node)}")
+        node = node[part]
+    if isinstance(node, ConfigDict):
+        guess = f"config.{key}.name={value}" if "name" in node else f"config.{key}.{next(iter(node))}=VALUE"
+        raise UserError(f"config.{key}: expected one of its keys, like --{guess}")
+
+
+def _suggestion(name: str, value: str, config: ConfigDict, own: list[str]) -> str:
+    if guess := _guess(name, value, config):
+        return f"did you mean {guess}?"
+    return did_you_mean(name, [flag for flag in own if flag not in ("h", "?")]) + "; --help lists the keys of --config"
+
+
+def _guess(name: str, value: str, config: ConfigDict) -> str:
+    """The flags of the keys that a name may mean, or nothing."""
+    word = name.replace("-", "_")
+    word = _FIRST_GUESSES.get(word, word)
+    if word == "workdir":
+        return f"--workdir={value}"
+    found = [key for key in flatten(config) if f".{key}".endswith((f".{word}", f".{word}.name"))]
+    return " or ".join(f"--config.{key}={value}" for key in found)

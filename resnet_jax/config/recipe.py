@@ -14,6 +14,8 @@ from resnet_jax.config.checks import check_config, check_dataset, check_warmup
 from resnet_jax.data.info import DatasetInfo
 from resnet_jax.data.order import steps_for_epochs
 from resnet_jax.data.preprocessing import Preprocessing
+from resnet_jax.data.splits import SPLIT_SETTINGS, number_of
+from resnet_jax.errors import UserError
 from resnet_jax.models import attributes_of, create_model
 from resnet_jax.models.profile import Layer, depth, profile, totals
 from resnet_jax.training.optim import make_optimizer, make_schedule
@@ -27,9 +29,8 @@ class Recipe:
       data_name, max_corrupt, test_curve, batch_size, wants_lesions, wants_precise_statistics: see default.py.
       image_shape: (height, width, channels) of the model's input.
       model: without a device axis: batch statistics are those of the images that it is called with.
-      num_examples: size of the training split, without what is held out for validation.
+      num_examples, num_validation: sizes of the training split, without what is held out, and the validation split.
       num_steps, warmup_steps: in steps.
-      eval_steps: steps after which the validation split is scored and a checkpoint saved.
       peak_lr: learning rate after the warmup, scaled with the batch.
       schedule: learning rate by step.
       optimizer: keeps its peak learning rate in its state.
@@ -48,16 +49,18 @@ class Recipe:
         self.wants_precise_statistics = config.diagnostics.precise_statistics
         self.image_shape = self._image_shape()
         self.model = self.create_model()
-        self.num_examples = info.splits["train"] - config.data.validation_size
+        held_out = number_of(config.data.validation_size, info.splits["train"])
+        self.num_validation = info.splits.get("validation", held_out)
+        self.num_examples = info.splits["train"] - (0 if "validation" in info.splits else held_out)
 
         train, optim = config.train, config.optim
         steps = functools.partial(steps_for_epochs, num_examples=self.num_examples, batch_size=train.batch_size)
         self.num_steps = train.steps or steps(train.epochs)
         self.warmup_steps = optim.warmup_steps or steps(optim.warmup_epochs)
         check_warmup(config, self.warmup_steps, self.num_steps)
-        every = config.eval.every_epochs
-        evaluations = math.ceil(self.epoch(self.num_steps) / every)
-        self.eval_steps = {steps(count * every) for count in range(1, evaluations)} | {self.num_steps}
+        self._steps_for_epochs = steps
+        if self.num_steps >= 2**31:
+            raise UserError(f"train.epochs, train.steps: expected fewer than 2**31 steps, found {self.num_steps:,}")
 
         self.peak_lr = optim.lr * (train.batch_size / 256 if optim.lr_scaling == "linear" else 1.0)
         self.schedule = self._make_schedule(self.peak_lr)
@@ -165,7 +168,7 @@ class Recipe:
             input_shape=self.image_shape,
             class_names=tuple(self.info.class_names),
             preprocessing=self.preprocessing(mean_image),
-            data={"name": data.name, "data_dir": data.data_dir, "validation_size": data.validation_size},
+            data={name: data[name] for name in SPLIT_SETTINGS},
             source=source,
             best_metric=self.config.checkpoint.best_metric,
             max_corrupt=data.max_corrupt,
@@ -178,10 +181,11 @@ class Recipe:
         height, width, channels = self.image_shape
         sizes = {
             "train": self.num_examples,
-            "validation": config.data.validation_size,
+            "validation": self.num_validation,
             "test": self.info.splits["test"],
         }
-        splits = ", ".join(f"{size:,} {name}" for name, size in sizes.items() if size)
+        origins = {name: f" ({origin})" for name, origin in self.info.origins.items()}
+        splits = ", ".join(f"{size:,} {name}{origins.get(name, '')}" for name, size in sizes.items() if size)
         scaled = f" ({optim.lr} scaled to the batch)" if optim.lr_scaling != "none" else ""
         warmup = f", {self.warmup_steps:,} steps of warmup" if self.warmup_steps else ""
         return {
@@ -237,8 +241,11 @@ class Recipe:
         return step * self.config.train.batch_size / self.num_examples
 
     def is_eval_step(self, step: int) -> bool:
-        """True if an evaluation and a checkpoint are due after this step."""
-        return step in self.eval_steps
+        """True if an evaluation and a checkpoint are due after this step: every `eval.every_epochs`, and the last."""
+        every = self.config.eval.every_epochs
+        nearest = round(self.epoch(step) / every)
+        due = (self._steps_for_epochs(count * every) for count in (nearest - 1, nearest, nearest + 1) if count > 0)
+        return step == self.num_steps or step in due
 
     def is_log_step(self, step: int) -> bool:
         """True if a line of training metrics is due after this step."""

@@ -1,15 +1,18 @@
+import contextlib
 import functools
 import pathlib
+import re
 import subprocess
 import sys
 
 import pytest
 
-import train
 from resnet_jax import UserError
 from resnet_jax.config import default
 from resnet_jax.config.build import Assembly, make_recipe
 from resnet_jax.config.checks import check_config, check_devices
+from resnet_jax.config.flags import parse_training
+from resnet_jax.config.stored import flatten
 from resnet_jax.data.info import DATASETS
 from tests.tiny import tiny_config
 
@@ -18,12 +21,12 @@ EXPERIMENTS = sorted(path for path in (ROOT / "configs").glob("*.py"))
 
 
 def parse(*arguments):
-    return train.parse(["train.py", *map(str, arguments)])
+    return parse_training(["train.py", *map(str, arguments)], "")
 
 
 @pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda path: path.stem)
 def test_every_experiment_is_valid_and_says_how_to_run_it(path):
-    config, _ = parse(f"--config={path}")
+    config, _ = parse(f"--config={path}", "--workdir=x")
     check_config(config)
     check_devices(config, available=4)
     text = path.read_text()
@@ -68,13 +71,64 @@ def test_the_papers_cifar_recipe_is_to_the_letter(net, first_rate):
 
 def test_overrides_reach_the_config_and_the_workdir_is_taken():
     config, workdir = parse("--config.optim.lr=0.2", "--config.model.shortcut=B", "--workdir=/tmp/x")
-    assert (config.optim.lr, config.model.shortcut, workdir) == (0.2, "B", pathlib.Path("/tmp/x"))
+    assert (config.optim.lr, config.model.shortcut) == (0.2, "B")
+    with workdir as folder:
+        assert folder == pathlib.Path("/tmp/x")
 
 
-def test_a_new_workdir_is_named_after_the_experiment():
-    _, workdir = parse(f"--config={ROOT / 'configs' / 'cifar10_he2015.py'}:resnet56")
-    assert workdir.parent == pathlib.Path("runs")
-    assert workdir.name.startswith("cifar10_he2015-")
+def test_a_new_workdir_has_the_names_of_experiment_and_model_and_is_nobody_elses(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    jobs = [parse(f"--config={ROOT / 'configs' / 'cifar10_he2015.py'}:resnet56")[1] for _ in range(3)]
+    with contextlib.ExitStack() as stack:
+        folders = [stack.enter_context(job) for job in jobs]  # within a second, or two
+        assert len(set(folders)) == 3 and all(folder.is_dir() for folder in folders)
+        assert all(folder.parent == pathlib.Path("runs") for folder in folders)
+        assert all(folder.name.startswith("cifar10_he2015-resnet56-2") for folder in folders)
+        (folders[0] / "config.json").write_text("{}")
+    assert list(pathlib.Path("runs").iterdir()) == folders[:1]  # the others, left empty, are gone
+
+
+def test_processes_of_one_job_need_a_workdir():
+    with pytest.raises(UserError, match="several processes need the same one; add --workdir=DIR"):
+        parse("--config.parallel.distributed=True")
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        *("model.num_classes", "model.shortcut", "data.data_dir", "data.image_size", "data.num_workers"),
+        *("train.bce_threshold", "train.steps", "parallel.devices", "eval.image_size"),
+    ],
+)
+def test_none_resets_each_key_that_may_be_none(tmp_path, key):
+    section, name = key.split(".")
+    value = {"shortcut": "'A'", "data_dir": "'x'", "bce_threshold": 0.5}.get(name, 7)
+    path = experiment_file(tmp_path, f"config.{key} = {value}")
+    assert parse(f"--config={path}")[0][section][name] is not None
+    assert parse(f"--config={path}", f"--config.{key}=None")[0][section][name] is None
+
+
+def test_an_experiment_is_found_by_name_from_anywhere_and_a_run_can_be_repeated(tmp_path, monkeypatch):
+    expected = parse(f"--config={ROOT / 'configs' / 'cifar10_he2015.py'}:resnet56")[0].to_json()
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.json").write_text(expected)
+    monkeypatch.chdir(tmp_path)
+    for name in ("cifar10_he2015:resnet56", "configs/cifar10_he2015.py:resnet56", "run/config.json"):
+        assert parse(f"--config={name}")[0].to_json() == expected
+        assert parse("--config", name)[0].to_json() == expected
+
+
+def test_help_has_each_experiment_and_each_key_with_its_default_and_meaning(capsys):
+    with pytest.raises(SystemExit):
+        parse("--help")
+    text = capsys.readouterr().out
+    for path in EXPERIMENTS:
+        (line,) = [line for line in text.splitlines() if line.startswith(f"  {path.stem} ")]
+        assert len(line.split()) > 3
+    for key, value in flatten(default.get_config()).items():
+        assert f"\n  {key}={value}" in text
+    assert re.search(r"optim.lr=0.1 +after the warmup", text)
+    assert re.search(r"data.validation_size=180.0 +Held out of the training split", text)
 
 
 @pytest.mark.parametrize(
@@ -95,16 +149,26 @@ def test_the_length_on_the_command_line_wins_in_either_unit(arguments, epochs, s
     ("argument", "message"),
     [
         ("--config.optim.lrr=1", r"config.optim.lrr: there is no such key; did you mean 'lr'\?"),
-        ("--config.optm.lr=1", r"config.optm.lr: there is no such key; did you mean 'optim'\?"),
+        ("--config.optm.lr=1", r"config.optm.lr: there is no such key; did you mean --config.optim.lr=1\?"),
         ("--config.model.name.x=1", "config.model.name.x: there is no such key"),
         ("--config.optim.milestones[0]=1", "there is no such key"),
         ("--config.optim.lr=fast", "--config.optim.lr=fast: could not convert"),
         ("--config.train.steps=1.5", "--config.train.steps=1.5: invalid literal"),
         ("--config.augment.flip=maybe", "--config.augment.flip=maybe"),
         ("--config=nothing.py", "found no nothing.py"),
-        ("--batch=3", "Unknown command line flag 'batch'"),
+        ("--batch=3", r"--batch=3: there is no such flag; known: help, workdir"),
         ("3", "found '3'"),
-        (f"--config={ROOT / 'configs' / 'cifar10.py'}:big", "takes 0 positional arguments"),
+        ("--lr=0.1", r"there is no such flag; did you mean --config.optim.lr=0.1\?"),
+        ("--epochs=3", r"did you mean --config.train.epochs=3\?"),
+        ("--batch-size=32", r"did you mean --config.train.batch_size=32 or --config.eval.batch_size=32\?"),
+        ("--model=resnet18", r"did you mean --config.model.name=resnet18\?"),
+        ("-b=64", r"did you mean --config.train.batch_size=64\?"),
+        ("--workdr=x", r"did you mean 'workdir'\?"),
+        ("--config.lr=0.1", r"config.lr: there is no such key; did you mean --config.optim.lr=0.1\?"),
+        ("--config.model=resnet18", r"expected one of its keys, like --config.model.name=resnet18"),
+        ("--config=cifar", r"found no cifar; did you mean 'cifar10"),
+        ("--config.train.batch_size=None", "config.train.batch_size: expected a value, found None"),
+        (f"--config={ROOT / 'configs' / 'cifar10.py'}:big", "expected no argument after .*cifar10.py, found 'big'"),
         (f"--config={ROOT / 'configs' / 'ablations' / 'digits.py'}", "found a study; run it with"),
     ],
 )

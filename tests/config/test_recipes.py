@@ -6,9 +6,9 @@ import pathlib
 import numpy as np
 import pytest
 
-import train
 from resnet_jax import get_config
 from resnet_jax.config.build import make_recipe
+from resnet_jax.config.flags import parse_training
 from resnet_jax.config.train import train as train_run
 from resnet_jax.data.splits import KNOWN_DATASETS
 from resnet_jax.training.logs import read_metrics
@@ -78,7 +78,7 @@ def test_every_recipe_trains(tmp_path, name):
 def test_every_recipe_of_data_on_disk_is_trained_above():
     on_disk = set()
     for path in (ROOT / "configs").glob("*.py"):
-        config, _ = train.parse(["train.py", f"--config={path}"])
+        config, _ = parse_training(["train.py", f"--config={path}", "--workdir=x"], "")
         if config.data.loader == "stream":
             assert config.data.name in KNOWN_DATASETS
             on_disk.add(path.stem)
