@@ -27,6 +27,7 @@ def get_config():
     config.data.name = "folder"
     config.data.loader = "stream"
     config.data.validation_size = 0.1
+    config.data.verify = "full"
     config.data.image_size = 96
     config.augment.view = "random_resized"
     config.augment.area = (0.25, 1.0)

@@ -1,5 +1,6 @@
 """Commands and what they print, which never ends a run."""
 
+import argparse
 import contextlib
 import os
 import sys
@@ -8,7 +9,7 @@ from typing import TextIO
 
 from rich.console import Console
 
-from resnet_jax.errors import INTERRUPTED, InterruptedRun, UserError
+from resnet_jax.errors import INTERRUPTED, InterruptedRun, UserError, did_you_mean
 
 
 @contextlib.contextmanager
@@ -30,9 +31,35 @@ def command_line():
         raise SystemExit(INTERRUPTED) from None
 
 
+_WIDTH_OF_FILES = 200
+COMMANDS = {
+    "python train.py": "train, or resume a run",
+    "python -m resnet_jax.evaluate RUN": "score a run, on its data or on others; write predictions",
+    "python -m resnet_jax.ablate": "run a study and write its report",
+    "python -m resnet_jax.report RUN [RUN...]": "curves of runs in one picture",
+    "python -m resnet_jax.summary NAME": "parameters and cost of a model",
+    "python -m resnet_jax.data.prepare NAME": "prepare a data set",
+    "python -m resnet_jax.data.check FOLDER": "look at a folder of images",
+}
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser that answers an unknown flag with the nearest one, by `UserError`."""
+
+    def parse_args(self, args=None, namespace=None) -> argparse.Namespace:
+        """The arguments of a command line; see argparse."""
+        found, unknown = self.parse_known_args(args, namespace)
+        if unknown:
+            flags = [flag for action in self._actions for flag in action.option_strings if flag.startswith("--")]
+            raise UserError(f"{unknown[0]}: there is no such flag; {did_you_mean(unknown[0].split('=')[0], flags)}")
+        return found
+
+
 def make_console(quiet: bool = False) -> Console:
     """A console that prints text as it is, and never ends a run."""
-    return Console(file=ForgivingFile(sys.stdout), markup=False, highlight=False, quiet=quiet)
+    file = ForgivingFile(sys.stdout)
+    width = None if file.isatty() else _WIDTH_OF_FILES  # else tables are cut at 80 columns
+    return Console(file=file, markup=False, highlight=False, quiet=quiet, width=width)
 
 
 class ForgivingFile:
@@ -47,6 +74,10 @@ class ForgivingFile:
 
     def __getattr__(self, name: str):
         return getattr(self._file, name)
+
+    def isatty(self) -> bool:
+        """True if it is a terminal."""
+        return self._file is not None and self._file.isatty()
 
     def write(self, text: str) -> int:
         """Write, or drop what cannot be written."""

@@ -1,5 +1,6 @@
 """Surroundings of a run: versions, devices, processors, and the cache of compiled programs."""
 
+import contextlib
 import datetime
 import importlib.metadata
 import os
@@ -7,9 +8,11 @@ import pathlib
 import platform
 import subprocess
 import sys
+from collections.abc import Iterator
 
 import jax
 
+from resnet_jax.errors import UserError
 from resnet_jax.workdir import cache_folder
 
 _PACKAGES = (
@@ -23,6 +26,41 @@ def use_compilation_cache() -> None:
         folder = cache_folder()
         jax.config.update("jax_compilation_cache_dir", str(folder / "xla") if folder else None)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+
+
+@contextlib.contextmanager
+def memory_errors() -> Iterator[None]:
+    """Say what did not fit into the memory of a device, and what to try.
+
+    Raises:
+      UserError: it did not.
+    """
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        reason = str(error).splitlines()[0].removeprefix("RESOURCE_EXHAUSTED: ")
+        raise UserError(
+            f"device memory: {reason}. Try a smaller train.batch_size, or the same one in parts "
+            "(train.grad_accum_steps); dtype=bfloat16; a smaller data.image_size or eval.batch_size; or "
+            "data.loader=stream for data that do not fit"
+        ) from error
+
+
+def unseen_accelerator(devices: pathlib.Path = pathlib.Path("/dev")) -> str | None:
+    """A sentence on an accelerator that is there but not used by JAX; None if there is none.
+
+    Args:
+      devices: folder of the device files.
+    """
+    if jax.default_backend() != "cpu" or jax.config.jax_platforms:
+        return None
+    kinds = {"nvidia[0-9]*": ("an NVIDIA GPU", "jax[cuda13]"), "accel[0-9]*": ("a TPU", "jax[tpu]")}
+    for pattern, (kind, package) in kinds.items():
+        if next(devices.glob(pattern), None):
+            return f'{kind} is here that JAX does not see; install its build: pip install -U "{package}"'
+    return None
 
 
 def describe_environment() -> dict:

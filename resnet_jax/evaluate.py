@@ -3,7 +3,7 @@
 import argparse
 import pathlib
 
-from resnet_jax.commands import command_line, make_console
+from resnet_jax.commands import Parser, command_line, make_console
 from resnet_jax.data.crops import EVALUATION_VIEWS
 from resnet_jax.data.tfds import expand_corruptions
 from resnet_jax.errors import UserError
@@ -16,7 +16,7 @@ cifar10_corrupted: the whole benchmark), or a folder with a folder for each clas
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m resnet_jax.evaluate", description=__doc__.split(":")[0])
+    parser = Parser(prog="python -m resnet_jax.evaluate", description=__doc__.split(":")[0])
     parser.add_argument("runs", nargs="*", metavar="RUN", help="run directory, folder of one step, or a copy of either")
     parser.add_argument("--split", default="test", help="train, validation or test (default)")
     parser.add_argument("--step", default="best", help="best (default), latest or a number")
@@ -46,8 +46,8 @@ def _check(args: argparse.Namespace) -> None:
 
 def main(argv: list[str] | None = None) -> None:
     """The command."""
-    args = _parser().parse_args(argv)
     with command_line():
+        args = _parser().parse_args(argv)
         _check(args)
         others = args.data or args.data_dir or args.predictions or args.flip or args.view != "center"
         show = screens.print_predictions if others else screens.print_split

@@ -1,8 +1,8 @@
-"""Costs of a model: python -m resnet_jax.summary NAME [--size 224] [--table]"""
+"""Costs of a model: python -m resnet_jax.summary NAME [--size 224] [--table], or of a run: ... summary RUN"""
 
-import argparse
+import os
 
-from resnet_jax.commands import command_line, make_console
+from resnet_jax.commands import Parser, command_line, make_console
 from resnet_jax.errors import UserError
 from resnet_jax.models import CIFAR_MODELS, create_model
 from resnet_jax.models.profile import profile
@@ -11,21 +11,38 @@ from resnet_jax.studies.costs import layer_table, total_table
 
 def main(argv: list[str] | None = None) -> None:
     """The command."""
-    parser = argparse.ArgumentParser(prog="python -m resnet_jax.summary", description=__doc__.split(":")[0])
-    parser.add_argument("name", help="a model, like resnet50")
+    parser = Parser(prog="python -m resnet_jax.summary", description=__doc__.split(":")[0])
+    parser.add_argument("name", help="a model, like resnet50, or a run directory")
     parser.add_argument("--size", type=int, help="height and width of the image; default 224, or 32 for CIFAR nets")
+    parser.add_argument("--channels", type=int, default=3, help="of the image; default 3")
+    parser.add_argument("--classes", type=int, help="default 1000, or 10 for CIFAR nets")
     parser.add_argument("--table", action="store_true", help="a line for each layer")
-    args = parser.parse_args(argv)
     with command_line():
-        is_cifar = args.name in CIFAR_MODELS
-        size = args.size if args.size is not None else 32 if is_cifar else 224
-        if size < 1:
-            raise UserError(f"--size: expected at least 1, found {size}")
-        layers = profile(create_model(args.name, num_classes=10 if is_cifar else 1000), (size, size, 3))
-    console = make_console()
-    if args.table:
-        console.print(layer_table(layers))
-    console.print(total_table(args.name, size, layers))
+        args = parser.parse_args(argv)
+        name, model, shape = _of_run(args.name) if os.path.isdir(args.name) else _of_name(args)
+        layers, console = profile(model, shape), make_console()
+        if args.table:
+            console.print(layer_table(layers))
+        console.print(total_table(name, model.num_classes, shape, layers))
+
+
+def _of_run(folder):
+    from resnet_jax.config.runs import load_card  # on use: it brings Orbax
+
+    card = load_card(folder)
+    return card.model["name"], card.create_model(), card.input_shape
+
+
+def _of_name(args):
+    default_size, default_classes = (32, 10) if args.name in CIFAR_MODELS else (224, 1000)
+    size, classes = (
+        default if given is None else given
+        for given, default in ((args.size, default_size), (args.classes, default_classes))
+    )
+    for flag, value in (("--size", size), ("--channels", args.channels), ("--classes", classes)):
+        if value < 1:
+            raise UserError(f"{flag}: expected at least 1, found {value}")
+    return args.name, create_model(args.name, num_classes=classes), (size, size, args.channels)
 
 
 if __name__ == "__main__":

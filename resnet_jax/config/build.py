@@ -20,9 +20,12 @@ from resnet_jax.data.augment import augment_batch
 from resnet_jax.data.crops import VIEWS
 from resnet_jax.data.device import DeviceLoader
 from resnet_jax.data.info import DATASETS
+from resnet_jax.data.order import make_order
 from resnet_jax.data.preprocessing import mean_image
 from resnet_jax.data.splits import SPLIT_SETTINGS, check_same_data, dataset_info, fingerprint, load_splits
 from resnet_jax.data.stream import StreamLoader
+from resnet_jax.data.verify import verify
+from resnet_jax.data.weights import class_weights
 from resnet_jax.environment import describe_environment
 from resnet_jax.errors import UserError
 from resnet_jax.training.accumulator import Accumulator
@@ -102,6 +105,7 @@ class Assembly:
       parallel: devices.
       splits: datasets by split.
       data: their `fingerprint`.
+      class_weights: weight of each class in the loss, or None.
       mean_image: that of the training images if it is subtracted, or None.
 
     Raises:
@@ -116,6 +120,12 @@ class Assembly:
         self.splits = load_splits(**{name: config.data[name] for name in SPLIT_SETTINGS})
         self.data = fingerprint(self.splits)
         check_same_everywhere(json.dumps(self.data).encode(), "data")
+        if config.data.loader == "stream":
+            verify(self.splits, config.data.verify, config.data.max_corrupt)
+        recipe.check_batch_statistics(self.parallel.shards)
+        self.class_weights = class_weights(
+            config.train.class_weights, self.splits["train"].labels, recipe.info.num_classes
+        )
         subtracted = config.data.normalization == "pixel_mean"
         self.mean_image = mean_image(self.splits["train"].images) if subtracted else None
 
@@ -128,10 +138,8 @@ class Assembly:
         make = functools.partial(self._make_program, loader, preprocessing, vmapped)
         if recipe.config.data.loader == "stream":
             return make()
-        sizes = tuple((name, len(split)) for name, split in self.splits.items())
-        mean = str(self.mean_image)
         devices = tuple(self.parallel.mesh.devices.flat)
-        key = ("program", shared_program(recipe.config), recipe.info.num_classes, sizes, mean, devices, vmapped)
+        key = ("program", shared_program(recipe.config), str(self.data), str(self.mean_image), devices, vmapped)
         return _remembered(key, make).with_loader(loader)
 
     def _make_program(self, loader, preprocessing, vmapped) -> Program:
@@ -151,6 +159,7 @@ class Assembly:
             devices=parallel,
             ema_decay=recipe.config.train.ema_decay,
             **recipe.objective,
+            class_weights=self.class_weights,
         )
 
         def eval_step(split):
@@ -170,6 +179,7 @@ def _device_loader(recipe, splits, parallel, preprocessing, order_key):
         steps_per_call=config.train.steps_per_call,
         shards=parallel.shards,
         replicate=parallel.replicate,
+        order=_order(recipe, splits),
     )
 
 
@@ -192,7 +202,13 @@ def _stream_loader(recipe, splits, parallel, preprocessing, order_key):
         shards=parallel.shards,
         rows=parallel.rows,
         distribute=parallel.distribute,
+        order=_order(recipe, splits),
     )
+
+
+def _order(recipe, splits):
+    train = splits["train"]
+    return make_order(train.labels, len(train), recipe.info.num_classes, recipe.config.data.balanced)
 
 
 LOADERS = {"device": _device_loader, "stream": _stream_loader}

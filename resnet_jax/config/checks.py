@@ -10,6 +10,7 @@ from resnet_jax.data.crops import INTERPOLATIONS, VIEWS
 from resnet_jax.data.info import DATASETS, DatasetInfo
 from resnet_jax.data.reader import WORKERS
 from resnet_jax.data.splits import check_dataset_name, number_of
+from resnet_jax.data.verify import HOW
 from resnet_jax.errors import UserError, did_you_mean
 from resnet_jax.models import DOWNSAMPLES, MODELS, NORMS, SHORTCUTS, STEMS, attributes_of
 from resnet_jax.training.metrics import LOSSES
@@ -28,6 +29,7 @@ _CHOICES = {
     "model.downsample": DOWNSAMPLES,
     "data.loader": ("device", "stream"),
     "data.workers": WORKERS,
+    "data.verify": HOW,
     "augment.view": VIEWS,
     "augment.policy": ("none", *POLICIES),
     "train.loss": LOSSES,
@@ -46,13 +48,15 @@ _MAY_BE_NONE = (
     "train.epochs train.steps"
 ).split()
 
+_TUPLES = "augment.area augment.short_sides augment.sizes augment.jitter optim.milestones".split()
 _RANGES = {
     "at least 1": (
         lambda x: x >= 1,
-        "norm.groups norm.group_size data.image_size train.batch_size train.steps train.grad_accum_steps "
-        "train.steps_per_call parallel.devices eval.batch_size checkpoint.keep log.every_steps data.num_workers "
-        "augment.repeats augment.num_ops eval.image_size",
+        "norm.groups norm.group_size train.batch_size train.steps train.grad_accum_steps train.steps_per_call "
+        "parallel.devices eval.batch_size checkpoint.keep log.every_steps augment.repeats augment.num_ops",
     ),
+    "1 to 8192": (lambda x: 1 <= x <= 8192, "data.image_size eval.image_size"),
+    "1 to 1024": (lambda x: 1 <= x <= 1024, "data.num_workers"),
     "more than 0": (lambda x: x > 0, "norm.epsilon train.epochs optim.factor optim.power data.test_size"),
     "0 or more": (
         lambda x: x >= 0,
@@ -87,6 +91,10 @@ def check_config(config: ml_collections.ConfigDict) -> None:
                 continue
             if (isinstance(value, float) and not math.isfinite(value)) or not holds(value):
                 raise UserError(f"{field}: expected a finite number, {expected}, found {value}")
+    for field in _TUPLES:
+        value = operator.attrgetter(field)(config)
+        if not isinstance(value, list | tuple):
+            raise UserError(f"{field}: expected several values in brackets, like (1,2), found {value!r}")
     _check_length(config)
     _check_training(config)
     _check_augmentation(config)

@@ -59,6 +59,8 @@ def _data() -> ml_collections.ConfigDict:
     data.validation_size = 180.0
     data.use_validation_split = True  # of a folder that has one besides the test split: then none is held out
     data.test_size = 0.2  # of a folder that is not divided into splits: a number of images, or a share
+    data.balanced = False  # draw each class equally often, rare ones again and again; else each example once an epoch
+    data.verify = "off"  # of the stream, at the start, all splits: read the headers of all images, or decode all (full)
     data.image_size = placeholder(int)  # resize to this square; default: as stored
     data.normalization = "channel"  # by the data set's mean and std; or "pixel_mean": minus the mean training image
     data.workers = "threads"  # of the stream: threads, or processes where Python itself keeps threads waiting
@@ -96,6 +98,7 @@ def _train() -> ml_collections.ConfigDict:
     train.epochs = FieldReference(30.0)  # length of the run: epochs, or steps; the other is None
     train.loss = "softmax"  # cross-entropy; or "bce": binary cross-entropy of each class
     train.bce_threshold = placeholder(float)  # bce: mixed targets above it count as 1, others as 0; default: as mixed
+    train.class_weights = "none"  # in the loss: inverse (of the frequency, 1 on average), or numbers like "1,2.5,1"
     train.label_smoothing = 0.0
     train.grad_accum_steps = 1  # microbatches that a device's batch is worked through in
     train.ema_decay = 0.0  # of the moving average of the weights, which is evaluated too; 0 for none

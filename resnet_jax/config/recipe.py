@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 import ml_collections
+from flax import traverse_util
 
 from resnet_jax.checkpoint.card import ModelCard, variable_shapes
 from resnet_jax.config.checks import check_config, check_dataset, check_warmup
@@ -98,6 +99,25 @@ class Recipe:
     def batch_statistics_axis(self, parallel) -> dict:
         """Settings of batch norms that share their statistics over devices as `norm.scope` says."""
         return parallel.batch_statistics_axis(self.config.norm.scope, self.config.norm.group_size)
+
+    def check_batch_statistics(self, devices: int) -> None:
+        """Refuse batch statistics over one value per channel: they make every output the shift.
+
+        Raises:
+          UserError: the layer, and what to try.
+        """
+        train, norm = self.config.train, self.config.norm
+        shared = {"local": 1, "global": devices, "group": norm.group_size}[norm.scope]
+        images = train.batch_size // devices // train.grad_accum_steps * shared
+        stats = traverse_util.flatten_dict(self.variable_shapes.get("batch_stats", {}))
+        names = {"/".join(path[:-1]) for path in stats}
+        for layer in self.layers if images == 1 else ():
+            if layer.name in names and math.prod(layer.output_shape[:-1]) == 1:
+                raise UserError(
+                    f"norm: {layer.name} would normalise over one value per channel: 1 image on a device "
+                    f"({train.batch_size} on {devices}, in {train.grad_accum_steps} microbatches), 1x1 there; try a "
+                    "larger train.batch_size or data.image_size, norm.scope=global, or norm.name=group"
+                )
 
     @functools.cached_property
     def layers(self) -> list[Layer]:

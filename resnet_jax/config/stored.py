@@ -27,7 +27,7 @@ RENAMED = {
 _OLD_VALUES = {("data.workers", "auto"): "threads"}  # "auto" measured at the start which of the two was faster
 # Keys that may change when a run is resumed: the result does not depend on them. Data are known by their digest.
 NOT_OF_THE_RESULT = (
-    *("data.data_dir", "data.workers", "data.num_workers", "data.max_corrupt"),
+    *("data.data_dir", "data.workers", "data.num_workers", "data.max_corrupt", "data.verify"),
     *("eval.batch_size", "log.every_steps", "checkpoint.keep"),
 )
 LENGTH = ("train.epochs", "train.steps", "optim.milestones")

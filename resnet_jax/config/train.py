@@ -1,6 +1,7 @@
 """Training from a config: one run, or several that share a program."""
 
 import contextlib
+import multiprocessing
 import pathlib
 import signal
 from collections.abc import Callable, Sequence
@@ -22,7 +23,7 @@ from resnet_jax.config.build import (
     shared_program,
 )
 from resnet_jax.config.flags import is_study
-from resnet_jax.environment import use_compilation_cache
+from resnet_jax.environment import memory_errors, unseen_accelerator, use_compilation_cache
 from resnet_jax.errors import DivergedError, UserError
 from resnet_jax.training.console import end_screen
 from resnet_jax.training.hooks import TrainingRun
@@ -64,6 +65,11 @@ def train(
     """
     if not isinstance(config, ml_collections.ConfigDict) or is_study(config):
         raise UserError("train: expected the config of an experiment, as from get_config; for a study see ablate")
+    if getattr(multiprocessing.current_process(), "_inheriting", False):  # as multiprocessing's own check has it
+        raise UserError(
+            "train: expected to be called in the main process, found a worker process that imports the script: put the "
+            'call under if __name__ == "__main__": (data.workers=processes starts the script again in each worker)'
+        )
     use_compilation_cache()
     if config.parallel.distributed:
         join_processes()
@@ -75,7 +81,10 @@ def train(
     else:
         recipe = make_recipe(config)
         assembly = Assembly(recipe)
+        if advice := unseen_accelerator():
+            console.print(advice, soft_wrap=True)
         with contextlib.ExitStack() as stack:
+            stack.enter_context(memory_errors())
             stop_requested = stop_requested or stack.enter_context(stop_requests(console))
             run = stack.enter_context(open_run(recipe, assembly, workdir, console, bars))
             run.program = assembly.program(random_keys(config.seed)[0])

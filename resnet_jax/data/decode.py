@@ -6,10 +6,11 @@ cannot decode it to the end (a truncated file), or if its header promises more t
 for training does not notice what is corrupt behind it.
 """
 
+import contextlib
 import io
 import threading
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import cv2
 import numpy as np
@@ -44,6 +45,19 @@ def decode(encoded: bytes) -> np.ndarray:
         return simplejpeg.decode_jpeg(encoded)
     except ValueError:  # not a JPEG, a corrupt one, or one of unusual colours
         return _decode_by_pillow(encoded)
+
+
+def check_header(encoded: bytes) -> None:
+    """Read the size of an image and nothing more.
+
+    Raises:
+      CorruptImage: it is no image, or too large.
+    """
+    try:
+        _jpeg_size(encoded)
+    except ValueError:
+        with _opened_by_pillow(encoded):
+            pass
 
 
 def decode_crop(encoded: bytes, choose_box: Callable[[int, int], Box], out: np.ndarray) -> None:
@@ -121,15 +135,21 @@ def _jpeg_size(encoded: bytes) -> tuple[int, int]:
     return height, width
 
 
-def _decode_by_pillow(encoded: bytes) -> np.ndarray:
+@contextlib.contextmanager
+def _opened_by_pillow(encoded: bytes) -> Iterator[Image.Image]:
     try:
         with Image.open(io.BytesIO(encoded), formats=FORMATS) as image:
             if image.width * image.height > _MAX_PIXELS_OF_PILLOW:
                 raise CorruptImage(f"{image.width}x{image.height} pixels are more than {_MAX_PIXELS_OF_PILLOW:,}")
-            if image.mode.startswith("I;16"):
-                image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-            return np.asarray(image.convert("RGB"))
+            yield image
     except CorruptImage:
         raise
     except Exception as error:  # Pillow's decoders raise whatever they meet: OSError, SyntaxError, struct.error, ...
         raise CorruptImage(f"{type(error).__name__}: {error}") from None
+
+
+def _decode_by_pillow(encoded: bytes) -> np.ndarray:
+    with _opened_by_pillow(encoded) as image:
+        if image.mode.startswith("I;16"):
+            image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+        return np.asarray(image.convert("RGB"))

@@ -1,5 +1,6 @@
 """The `device` loader: a data set that fits lies on the device once, as uint8; batches are gathered under jit."""
 
+import functools
 from collections.abc import Callable, Iterator
 
 import jax
@@ -24,6 +25,7 @@ class DeviceLoader:
       steps_per_call: how many steps one `StepInputs` serves.
       shards: number of devices that divide a batch.
       replicate: copies an array to every device.
+      order: `(key, epoch) -> ids`; default: each example once.
 
     Attributes:
       splits: as given.
@@ -39,15 +41,17 @@ class DeviceLoader:
         steps_per_call: int,
         shards: int,
         replicate: Callable,
+        order: Callable | None = None,
     ):
         self.splits = splits
         self._order_key, self._batch_size, self._eval_batch_size = order_key, batch_size, eval_batch_size
         self._shards, self._replicate = shards, replicate
         num_examples = len(splits["train"])
+        order = order or functools.partial(epoch_order, num_examples=num_examples)
         epochs_per_call = 1 + -(-(steps_per_call * batch_size - 1) // num_examples)
 
         def orders(key, epoch):
-            return jnp.stack([epoch_order(key, epoch + later, num_examples) for later in range(epochs_per_call)])
+            return jnp.stack([order(key, epoch + later) for later in range(epochs_per_call)])
 
         self._compute_orders = jax.jit(jax.vmap(orders, in_axes=(0, None)) if order_key.ndim else orders)
         self._arrays = {}  # by split

@@ -6,7 +6,6 @@ fetched by hand always (ImageNet), with `--manual`. A copy that TensorFlow Datas
 is converted with `--tfrecord`.
 """
 
-import argparse
 import importlib.util
 import json
 import pathlib
@@ -19,7 +18,7 @@ import requests
 import tensorflow_datasets as tfds
 from tensorflow_datasets.core.download import checksums, download_manager, downloader, resource
 
-from resnet_jax.commands import command_line
+from resnet_jax.commands import Parser, command_line
 from resnet_jax.data.info import DATASETS
 from resnet_jax.data.tfds import NAMED, expand_corruptions
 from resnet_jax.errors import UserError, did_you_mean
@@ -226,7 +225,7 @@ def _file_name(url):
 
 def main(argv: list[str] | None = None) -> None:
     """Parse the command line and prepare one data set."""
-    parser = argparse.ArgumentParser(prog="python -m resnet_jax.data.prepare", description=__doc__.splitlines()[0])
+    parser = Parser(prog="python -m resnet_jax.data.prepare", description=__doc__.splitlines()[0])
     names = ", ".join((*DATASETS, *NAMED))
     parser.add_argument(
         "name",
@@ -238,8 +237,8 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--downloads", metavar="DIR", help="folder with the files already fetched; it is only read")
     parser.add_argument("--manual", metavar="DIR", help="folder with the files that must be fetched by hand")
     parser.add_argument("--tfrecord", metavar="D", help="root of data sets prepared as TFRecord files, to convert from")
-    args = parser.parse_args(argv)
     with command_line():
+        args = parser.parse_args(argv)
         for name in expand_corruptions([args.name]):
             prepare(name, args.data_dir, args.downloads, args.manual, args.tfrecord)
 

@@ -5,6 +5,7 @@ of hosts, threads and processes, and a run starts at any step at once.
 """
 
 import dataclasses
+import functools
 import threading
 from collections.abc import Callable
 
@@ -26,15 +27,17 @@ class EpochOrder:
     Args:
       key: typed PRNG key of the order.
       num_examples: n.
+      order: `(key, epoch) -> ids`; see `order.make_order`.
     """
 
-    def __init__(self, key: jax.Array, num_examples: int):
+    def __init__(self, key: jax.Array, num_examples: int, order: Callable | None = None):
         self._key_data = np.asarray(jax.random.key_data(key))
         self._num_examples = num_examples
+        self._order = order or functools.partial(epoch_order, num_examples=num_examples)
         self._orders, self._lock = {}, threading.Lock()
 
     def __getstate__(self):
-        return {"_key_data": self._key_data, "_num_examples": self._num_examples}
+        return {"_key_data": self._key_data, "_num_examples": self._num_examples, "_order": self._order}
 
     def __setstate__(self, state):
         self.__dict__.update(state, _orders={}, _lock=threading.Lock())
@@ -46,7 +49,7 @@ class EpochOrder:
                 self._orders.pop(epoch - 2, None)
                 with jax.default_device(_host_device()):
                     key = jax.random.wrap_key_data(self._key_data)
-                    self._orders[epoch] = np.asarray(epoch_order(key, epoch, self._num_examples))
+                    self._orders[epoch] = np.asarray(self._order(key, epoch))
             return int(self._orders[epoch][place])
 
 

@@ -1,8 +1,8 @@
 """Sources: random access to the examples of a split, in memory, on disk or synthetic.
 
 A source has a length, `class_names`, `labels` (int32 (n,), or None where knowing them means reading everything),
-`read(index)`, `name(index)` and `digest()`: equal for the same examples, by names and labels, wherever they lie.
-Worker processes get pickled copies.
+`read(index)`, `name(index)` for messages, `key(index)`, which is the same in a copy elsewhere, and `digest()`, equal
+for the same examples by keys and labels. Worker processes get pickled copies.
 """
 
 import dataclasses
@@ -14,8 +14,9 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 
-from resnet_jax.data.files import read_bytes
+from resnet_jax.data.files import is_data, is_image, read_bytes
 from resnet_jax.data.index import Index
+from resnet_jax.errors import UserError
 
 
 class Record(NamedTuple):
@@ -55,6 +56,8 @@ class ArrayDataset:
         """`example INDEX`."""
         return f"example {index}"
 
+    key = name
+
     def digest(self) -> str:
         """Of shapes and labels."""
         return digest_of(str(self.images.shape), self.labels)
@@ -83,6 +86,10 @@ class Subset:
     def name(self, index: int) -> str:
         """The name in the other source."""
         return self._source.name(int(self._ids[index]))
+
+    def key(self, index: int) -> str:
+        """The key in the other source."""
+        return self._source.key(int(self._ids[index]))
 
     def digest(self) -> str:
         """Of the other source and the numbers there."""
@@ -113,6 +120,10 @@ class FolderSource:
         """Path of the file."""
         return os.path.join(self.folder, self._index.name(index))
 
+    def key(self, index: int) -> str:
+        """Path below the folder."""
+        return self._index.name(index)
+
     def digest(self) -> str:
         """Of the paths below the folder, and labels."""
         return digest_of(self._index.names, self._index.name_ends, self.labels)
@@ -142,6 +153,10 @@ class TarSource:
         """`SHARD: MEMBER`."""
         return f"{self._shards[self._index.places[index, 0]]}: {self._index.name(index)}"
 
+    def key(self, index: int) -> str:
+        """`SHARD: MEMBER`, the shard without its folder."""
+        return f"{self._shards[self._index.places[index, 0]].name}: {self._index.name(index)}"
+
     def digest(self) -> str:
         """Of the members: names, sizes, and labels."""
         return digest_of(self._index.names, self._index.name_ends, self._index.places, self.labels)
@@ -150,6 +165,42 @@ class TarSource:
         """Bytes of the member (none if the shard cannot be read) and the label."""
         shard, offset, size = map(int, self._index.places[index])
         return Record(_bytes_or_nothing(self._shards[shard], offset, size), int(self.labels[index]))
+
+
+class UnlabelledSource:
+    """Image files without labels.
+
+    Args:
+      path: an image file, or a folder with such.
+      class_names: one name per label.
+
+    Raises:
+      UserError: there is none.
+    """
+
+    labels = None
+
+    def __init__(self, path: pathlib.Path, class_names: tuple[str, ...]):
+        self.class_names, self._folder = class_names, path if path.is_dir() else path.parent
+        found = sorted(file.name for file in path.iterdir()) if path.is_dir() else [path.name]
+        self._names = [name for name in found if is_data(name) and is_image(name)]
+        if not self._names:
+            raise UserError(f"--data: expected images, found none in {path}")
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    def name(self, index: int) -> str:
+        """Path of the file."""
+        return str(self._folder / self._names[index])
+
+    def key(self, index: int) -> str:
+        """Name of the file."""
+        return self._names[index]
+
+    def read(self, index: int) -> Record:
+        """Bytes of the file (none if it cannot be read), and no label."""
+        return Record(_bytes_or_nothing(self.name(index)), np.zeros(0, np.int32))
 
 
 class SyntheticSource:
@@ -172,6 +223,8 @@ class SyntheticSource:
     def name(self, index: int) -> str:
         """`synthetic example INDEX`."""
         return f"synthetic example {index}"
+
+    key = name
 
     def digest(self) -> str:
         """Of the number of examples, the labels and the seed."""

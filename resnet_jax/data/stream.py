@@ -37,6 +37,7 @@ class StreamLoader:
       shards: number of devices that divide a batch.
       rows: batch size -> int (b,), the positions in the global batch that are this process's.
       distribute: makes arrays of the global batch from a tree of this process's rows.
+      order: `(key, epoch) -> ids`; default: each example once.
 
     Attributes:
       splits: as given.
@@ -62,6 +63,7 @@ class StreamLoader:
         shards: int,
         rows: Callable[[int], np.ndarray],
         distribute: Callable,
+        order: Callable | None = None,
     ):
         if order_key.ndim:
             raise UserError(
@@ -70,8 +72,8 @@ class StreamLoader:
             )
         self.splits = splits
         train, seed = splits["train"], tuple(np.asarray(jax.random.key_data(order_key)).tolist())
-        order = EpochOrder(order_key, len(train))
-        self._sampler = TrainSampler(train, order, seed, batch_size, repeats, train_view, train_shape)
+        ids = EpochOrder(order_key, len(train), order)
+        self._sampler = TrainSampler(train, ids, seed, batch_size, repeats, train_view, train_shape)
         self._eval_batch_size, self._eval_view, self._eval_shape = eval_batch_size, eval_view, eval_shape
         self._workers, self._shards = (workers, num_workers), shards
         self._rows, self._distribute = rows, distribute

@@ -51,6 +51,8 @@ class TfdsSource:
         """`BUILDER SPLIT INDEX`."""
         return f"{self._names} {index}"
 
+    key = name
+
     def digest(self) -> str:
         """Of the builder, its version, the split and the number of examples."""
         return digest_of(self._names, str(len(self)))

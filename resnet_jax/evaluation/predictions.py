@@ -12,6 +12,7 @@ from resnet_jax.errors import UserError
 from resnet_jax.training.metrics import per_class_accuracy, scores
 
 _COLUMNS = ("example", "labels", "prediction", "correct", "in_top5", "loss")
+_NEW_COLUMNS = ("class", "probability")  # not in the files of earlier versions
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,11 +20,13 @@ class Predictions:
     """One entry for each example, in the order of the data set.
 
     Attributes:
-      names: names of the examples.
+      names: names of the examples, which are the same in a copy of the data.
       labels: right classes of each: one, or for ImageNet-ReaL any number.
       predicted: int (n,), the most probable class; -1 for a corrupt image.
       in_top5: bool (n,), True if a right class is among the five most probable.
       losses: float (n,), minus the logarithm of the probability of the right classes.
+      classes: name of the predicted class of each; "" for a corrupt image.
+      probabilities: float (n,), of the predicted class.
     """
 
     names: list[str]
@@ -31,6 +34,8 @@ class Predictions:
     predicted: np.ndarray
     in_top5: np.ndarray
     losses: np.ndarray
+    classes: list[str]
+    probabilities: np.ndarray
 
     @property
     def counts(self) -> np.ndarray:
@@ -55,14 +60,16 @@ class Predictions:
 
     def write(self, path: str | pathlib.Path) -> None:
         """Write comma-separated values, one line for each example."""
-        rows = zip(self.names, self.labels, self.predicted, self.correct, self.in_top5, self.losses, strict=True)
+        judged = zip(self.names, self.labels, self.predicted, self.correct, self.in_top5, self.losses, strict=True)
         try:
             with open(path, "w", newline="", encoding="utf-8", errors="surrogateescape") as file:
                 writer = csv.writer(file)
-                writer.writerow(_COLUMNS)
-                for name, labels, predicted, correct, in_top5, loss in rows:
+                writer.writerow(_COLUMNS + _NEW_COLUMNS)
+                for row, cls, probability in zip(judged, self.classes, self.probabilities, strict=True):
+                    name, labels, predicted, correct, in_top5, loss = row
+                    judgement = [int(correct), int(in_top5), f"{loss:.6f}"] if labels else ["", "", ""]
                     labels = " ".join(map(str, labels))
-                    writer.writerow([name, labels, predicted, int(correct), int(in_top5), f"{loss:.6f}"])
+                    writer.writerow([name, labels, predicted, *judgement, cls, f"{probability:.6f}"])
         except OSError as error:
             raise UserError(f"--predictions: {path} cannot be written: {error.strerror}") from None
 
@@ -81,12 +88,19 @@ def read_predictions(path: str | pathlib.Path) -> Predictions:
             [tuple(map(int, row["labels"].split())) for row in rows],
             np.array([int(row["prediction"]) for row in rows]),
             np.array([row["in_top5"] == "1" for row in rows]),
-            np.array([float(row["loss"]) for row in rows]),
+            np.array([float(row["loss"] or 0) for row in rows]),
+            [row.get("class", "") for row in rows],
+            np.array([float(row.get("probability") or "nan") for row in rows]),
         )
     except OSError as error:
         raise UserError(f"{path}: expected a workdir or a file of predictions ({error.strerror})") from None
     except (ValueError, KeyError, TypeError, AttributeError):
         raise UserError(f"{path}: expected predictions with the columns {', '.join(_COLUMNS)}") from None
+
+
+def _is_same(one: str, other: str) -> bool:
+    """Files of earlier versions have full paths."""
+    return one == other or one.endswith(f"/{other}") or other.endswith(f"/{one}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,7 +124,8 @@ def compare(first: Predictions, second: Predictions) -> Comparison:
     Raises:
       UserError: predictions of other examples.
     """
-    if first.names != second.names or first.labels != second.labels:
+    alike = len(first.names) == len(second.names) and all(map(_is_same, first.names, second.names))
+    if not alike or first.labels != second.labels:
         raise UserError(
             f"--compare: expected predictions of the same examples, found {len(first.names)} and {len(second.names)} "
             "that differ in names or labels"

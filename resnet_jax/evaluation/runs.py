@@ -7,7 +7,7 @@ import numpy as np
 from resnet_jax.checkpoint import ModelCard
 from resnet_jax.config.runs import load_card, load_model
 from resnet_jax.data.splits import check_same_classes, load_splits
-from resnet_jax.environment import use_compilation_cache
+from resnet_jax.environment import memory_errors, use_compilation_cache
 from resnet_jax.errors import UserError
 from resnet_jax.evaluation.predictions import Predictions
 from resnet_jax.evaluation.score import Scorer
@@ -45,7 +45,8 @@ def predict(
     card, model, variables = load_model(path, step, ema=ema)
     source, possible = _open_source(card, split, data, data_dir)
     scorer = Scorer(model, variables, card.create_preprocessing(), view, flip, card.max_corrupt)
-    return scorer.predict(source, possible)
+    with memory_errors():
+        return scorer.predict(source, possible)
 
 
 def evaluate(path: str | pathlib.Path, split: str = "test", step: str | int = "best", *, ema: bool = False) -> dict:

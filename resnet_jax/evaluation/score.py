@@ -56,6 +56,7 @@ class Scorer:
             "correct": np.zeros(len(source), bool),
             "in_top5": np.zeros(len(source), bool),
             "loss": np.full(len(source), np.log(np.float32(classes))),
+            "probability": np.zeros(len(source), np.float32),
         }
         waiting = []
         apply, batch_size = self._apply(True if possible is None else possible), min(len(source), _BATCH)
@@ -64,8 +65,10 @@ class Scorer:
             if len(waiting) == batch_size:
                 _judge(waiting, labels, rows, batch_size)
         _judge(waiting, labels, rows, batch_size)
-        names = [source.name(index) for index in range(len(source))]
-        return Predictions(names, labels, rows["prediction"], rows["in_top5"], rows["loss"])
+        keys = [source.key(index) for index in range(len(source))]
+        names = [self.preprocessing.class_names[label] if label >= 0 else "" for label in rows["prediction"]]
+        judged = (rows["prediction"], rows["in_top5"], rows["loss"])
+        return Predictions(keys, labels, *judged, names, rows["probability"])
 
     def _examples(self, source, labels) -> Iterator[tuple[int, list[np.ndarray]]]:
         """(index, uint8 views) of the images that can be decoded; notes the labels of all."""
@@ -122,7 +125,10 @@ def _judge(waiting: list[tuple[int, np.ndarray]], labels: list[tuple[int, ...]],
     waiting.clear()
 
 
-_rows = jax.jit(example_rows)
+@jax.jit
+def _rows(logits, right):
+    probability = jnp.max(jax.nn.softmax(logits.astype(jnp.float32)), axis=-1)
+    return {**example_rows(logits, right), "probability": probability}
 
 
 def _log_mean_probability(logits: np.ndarray) -> np.ndarray:

@@ -31,6 +31,9 @@ def print_predictions(console: Console, args: argparse.Namespace) -> None:
     found = {}
     for name in expand_corruptions(args.data) or [None]:
         predictions = _predict(args.runs[0], args, name)
+        if not predictions.counts.any():
+            console.print(_unlabelled(predictions))
+            continue
         found[name or args.split] = scores = predictions.scores()
         console.print(
             f"{name or args.split}: {scores['count']:,} examples  {_line(scores)}", highlight=False, soft_wrap=True
@@ -38,9 +41,18 @@ def print_predictions(console: Console, args: argparse.Namespace) -> None:
     if len(found) > 1:
         mean = {key: float(np.mean([scores[key] for scores in found.values()])) for key in ("accuracy", "top5", "loss")}
         console.print(f"mean of {len(found)}: {_line(mean)}", highlight=False)
-    elif args.predictions:
+    if args.predictions:
         predictions.write(args.predictions)
         console.print(f"predictions: {args.predictions}", highlight=False, soft_wrap=True)
+
+
+def _unlabelled(predictions: Predictions) -> Table:
+    table = Table(title=f"{len(predictions.names)} images without labels", title_justify="left")
+    for column in ("image", "class", "probability"):
+        table.add_column(column, overflow="fold")
+    for name, cls, probability in zip(predictions.names, predictions.classes, predictions.probabilities, strict=True):
+        table.add_row(name, cls or "cannot be decoded", f"{probability:.2%}")
+    return table
 
 
 def print_comparison(console: Console, args: argparse.Namespace) -> None:

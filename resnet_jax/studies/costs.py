@@ -2,6 +2,7 @@
 
 from rich.table import Table
 
+from resnet_jax.models import CIFAR_MODELS
 from resnet_jax.models.profile import Layer, totals
 from resnet_jax.studies.published import published_values
 
@@ -9,9 +10,9 @@ from resnet_jax.studies.published import published_values
 def layer_table(layers: list[Layer]) -> Table:
     """A line for each layer."""
     table = Table()
-    table.add_column("layer", no_wrap=True)
+    table.add_column("layer", overflow="fold")
     for column in ("output", "parameters", "multiply-adds", "activation KiB (float32)"):
-        table.add_column(column, justify="right")
+        table.add_column(column, justify="right", overflow="fold")
     for layer in layers:
         table.add_row(
             layer.name,
@@ -23,15 +24,17 @@ def layer_table(layers: list[Layer]) -> Table:
     return table
 
 
-def total_table(name: str, size: int, layers: list[Layer]) -> Table:
-    """Parameters, multiply-adds and activations for one image of `size` pixels squared."""
+def total_table(name: str, classes: int, shape: tuple[int, int, int], layers: list[Layer]) -> Table:
+    """Parameters, multiply-adds and activations for one image (h, w, c), and what was published of the same."""
     parameters, multiply_adds, activation_bytes = totals(layers)
-    known_parameters = published_parameters(name) or ("", "")
-    known_adds = (published_multiply_adds(name) if size == 224 else None) or ("", "")
-    table = Table(title=f"{name}, one {size}x{size}x3 image", title_justify="left")
+    as_published = shape[2] == 3 and classes == (10 if name in CIFAR_MODELS else 1000)
+    known_parameters = (published_parameters(name) if as_published else None) or ("", "")
+    known_adds = (published_multiply_adds(name) if as_published and shape == (224, 224, 3) else None) or ("", "")
+    title = f"{name}, one {'x'.join(map(str, shape))} image, {classes} classes"
+    table = Table(title=title, title_justify="left")
     table.add_column("")
     for column in ("parameters", "multiply-adds", "activations, MiB (float32)"):
-        table.add_column(column, justify="right")
+        table.add_column(column, justify="right", overflow="fold")
     table.add_row("ours", f"{parameters:,}", f"{multiply_adds:,}", f"{activation_bytes / 2**20:,.1f}")
     table.add_row("published", _number(known_parameters[0]), _number(known_adds[0]), "")
     table.add_row("source", known_parameters[1], known_adds[1], "")

@@ -41,9 +41,11 @@ def end_screen(result: dict, workdir: pathlib.Path) -> Group:
 
 def _scores(result: dict) -> Table:
     table = Table(title=f"Results on {result['data']}", title_justify="left")
-    for column in ("weights", "step", "split", "accuracy", "top-5", "loss"):
+    with_top5 = result.get("classes", 1000) > 5  # else it is always 100%
+    for column in ("weights", "step", "split", "accuracy", *(["top-5"] if with_top5 else []), "loss"):
         table.add_column(column, justify="left" if column in ("weights", "split") else "right")
-    for weights in ("last", "best"):
+    # Without a validation split nothing is chosen: the best weights are the last.
+    for weights in ("last", "best") if "validation" in result["best"] else ("last",):
         for split in ("train", "validation", "test"):
             for prefix, note in (("", ""), ("ema_", ", moving average")):
                 values = result[weights].get(split) or {}
@@ -53,7 +55,7 @@ def _scores(result: dict) -> Table:
                         f"{result[weights]['step']:,}",
                         "train, while training" if split == "train" else split,
                         f"{values[f'{prefix}accuracy']:.2%}",
-                        f"{values[f'{prefix}top5']:.2%}",
+                        *([f"{values[f'{prefix}top5']:.2%}"] if with_top5 else []),
                         f"{values[f'{prefix}loss']:.4f}",
                     )
     return table

@@ -94,6 +94,7 @@ class TrainingRun:
         recipe = self.recipe
         return {
             "data": recipe.data_name,
+            "classes": recipe.info.num_classes,
             "step": step,
             "steps": recipe.num_steps,
             "parameters": recipe.num_parameters,

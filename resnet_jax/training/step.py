@@ -1,6 +1,6 @@
 """The training step and the evaluation step: pure functions of arrays."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import chex
@@ -150,6 +150,7 @@ def make_gradient(
     label_smoothing: float = 0.0,
     bce_threshold: float | None = None,
     grad_accum_steps: int = 1,
+    class_weights: Sequence[float] | None = None,
 ) -> Callable:
     """A function `(params, batch_stats, batch, key) -> (grads, (batch_stats, sums))` of the mean loss of a batch.
 
@@ -161,6 +162,7 @@ def make_gradient(
         two images are mixed, both classes are right. None leaves them as they are.
       grad_accum_steps: number of microbatches, worked through one after another, whose gradients are averaged: the
         memory of one, the update of all. Batch statistics are those of a microbatch.
+      class_weights: factor of the loss of each class; of mixed images, by their shares. None is 1 for all.
 
     Raises:
       UserError: a threshold for another loss.
@@ -174,7 +176,10 @@ def make_gradient(
         loss_targets = optax.smooth_labels(targets, label_smoothing)
         if bce_threshold is not None:
             loss_targets = (loss_targets > bce_threshold).astype(jnp.float32)
-        sums = training_sums(logits, targets, LOSSES[loss](logits.astype(jnp.float32), loss_targets))
+        losses = LOSSES[loss](logits.astype(jnp.float32), loss_targets)
+        if class_weights is not None:
+            losses *= targets @ jnp.asarray(class_weights, jnp.float32)
+        sums = training_sums(logits, targets, losses)
         return sums["loss"] / len(images), (updated.get("batch_stats", {}), sums)
 
     gradient = jax.grad(loss_and_sums, has_aux=True)

@@ -1,7 +1,9 @@
 """Folders as people have them: what is data in them, which part each plays, and what changes under a run."""
 
+import csv
 import io
 import os
+import shutil
 import tarfile
 
 import numpy as np
@@ -11,11 +13,12 @@ from PIL import Image
 
 import resnet_jax
 from resnet_jax import UserError, evaluate, train
-from resnet_jax.config.build import make_recipe
-from resnet_jax.data import files
+from resnet_jax.config.build import Assembly, make_recipe
+from resnet_jax.data import check, files
 from resnet_jax.data.decode import CorruptImage, decode
 from resnet_jax.data.splits import fingerprint, load_splits, open_sources
 from resnet_jax.errors import InterruptedRun
+from resnet_jax.evaluation.predictions import compare, read_predictions
 from tests.tiny import tiny_config
 
 
@@ -240,3 +243,76 @@ def test_a_batch_larger_than_the_training_split_is_refused(tmp_path):
         make_recipe(photo_config(tmp_path, train__batch_size=5))
     with pytest.raises(UserError, match="train.batch_size: expected at most the 1257 training examples of digits"):
         make_recipe(tiny_config(train__batch_size=10**20))
+
+
+def test_what_would_be_found_after_all_epochs_is_found_at_the_start(tmp_path):
+    write_classes(tmp_path / "train", 6)
+    test_folder = write_classes(tmp_path / "test", 2)
+    whole = (test_folder / "dog" / "1.jpg").read_bytes()
+    cut, no_image = whole[: len(whole) - 200], b"no image"
+    for content, how, found in (
+        (cut, "headers", False),
+        (cut, "full", True),
+        (no_image, "headers", True),
+        (no_image, "off", False),
+    ):
+        (test_folder / "dog" / "1.jpg").write_bytes(content)
+        recipe = make_recipe(photo_config(tmp_path, data__verify=how))
+        if found:
+            with pytest.warns(UserWarning, match="1.jpg cannot be decoded"), pytest.raises(UserError, match="found 1"):
+                Assembly(recipe)
+        else:
+            Assembly(recipe)
+
+
+def test_predictions_have_names_probabilities_and_keys_that_a_copy_shares(tmp_path):
+    write_classes(tmp_path / "data" / "train", 6)
+    write_classes(tmp_path / "data" / "test", 2)
+    train(photo_config(tmp_path / "data"), tmp_path / "run")
+    copy = shutil.copytree(tmp_path / "data", tmp_path / "copy")
+    found = [evaluate.predict(tmp_path / "run", data=str(folder)) for folder in (tmp_path / "data", copy)]
+    assert found[0].names == ["cat/0.jpg", "cat/1.jpg", "dog/0.jpg", "dog/1.jpg"]
+    assert compare(*found).p_value == 1.0
+    found[0].write(tmp_path / "predictions.csv")
+    again = read_predictions(tmp_path / "predictions.csv")
+    assert again.classes == found[0].classes and set(again.classes) <= {"cat", "dog"}
+    model, variables = resnet_jax.load_checkpoint(tmp_path / "run")
+    images, _ = resnet_jax.load_data(tmp_path / "run", "test")
+    logits = np.asarray(model.apply(variables, images, train=False), np.float64)
+    probabilities = np.exp(logits - logits.max(axis=1, keepdims=True))
+    np.testing.assert_allclose(again.probabilities, (probabilities / probabilities.sum(1, keepdims=True)).max(1), 1e-4)
+
+
+def test_pictures_without_labels_get_predictions_and_no_scores(tmp_path, capsys):
+    write_classes(tmp_path / "data" / "train", 6)
+    write_classes(tmp_path / "data" / "test", 2)
+    train(photo_config(tmp_path / "data"), tmp_path / "run")
+    pictures = tmp_path / "pictures"
+    for name in ("b.jpg", "a.png"):
+        write_image(pictures / name)
+    file = tmp_path / "out.csv"
+    for data, expected in ((pictures, ["a.png", "b.jpg"]), (pictures / "b.jpg", ["b.jpg"])):
+        capsys.readouterr()
+        evaluate.main([str(tmp_path / "run"), "--data", str(data), "--predictions", str(file)])
+        text = capsys.readouterr().out
+        assert f"{len(expected)} images without labels" in text and "accuracy" not in text
+        rows = list(csv.DictReader(file.open()))
+        assert [row["example"] for row in rows] == expected
+        assert all(row["class"] in ("cat", "dog") and float(row["probability"]) >= 0.5 for row in rows)
+        assert all(row["labels"] == row["correct"] == row["loss"] == "" for row in rows)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match="--data: expected images, found none"):
+        evaluate.predict(tmp_path / "run", data=str(tmp_path / "empty"))
+
+
+def test_a_look_at_a_folder_finds_what_is_wrong_with_it(tmp_path, capsys):
+    train_folder = write_classes(tmp_path / "train", 4)
+    test_folder = write_classes(tmp_path / "test", 2)
+    write_image(train_folder / "dog" / "large.png", side=60)
+    (test_folder / "cat" / "1.jpg").write_bytes(b"no image")
+    check.main([str(tmp_path)])
+    text = capsys.readouterr().out
+    assert [line.replace("\u2502", " ").split() for line in text.splitlines() if " dog " in line] == [["dog", "5", "2"]]
+    assert "24x24, 24x24, 60x60" in text and ".jpg (8), .png (1)" in text
+    assert f"corrupt: {test_folder / 'cat' / '1.jpg'}" in text
+    assert f"the same image: {train_folder / 'cat' / '0.jpg'}, {test_folder / 'cat' / '0.jpg'}" in text

@@ -108,7 +108,8 @@ def predictions_of(predicted, labels, losses=None):
     labels = [tuple(np.atleast_1d(label).tolist()) for label in labels]
     names = [f"image {i}" for i in range(len(labels))]
     right = np.array([guess in right for guess, right in zip(predicted, labels, strict=True)])
-    return Predictions(names, labels, predicted, right, np.ones(len(labels)) if losses is None else losses)
+    losses = np.ones(len(labels)) if losses is None else losses
+    return Predictions(names, labels, predicted, right, losses, [""] * len(labels), np.ones(len(labels)))
 
 
 def test_several_right_labels_and_none():
