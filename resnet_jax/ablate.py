@@ -26,7 +26,7 @@ def _define(values: flags.FlagValues) -> None:
 
 def _report(workdir: pathlib.Path, console: Console) -> None:
     study = read_study(workdir)
-    write_results(study, workdir)
+    write_results(workdir)
     write_report(study, workdir)
     console.print(f"report: {workdir / 'report.html'}", highlight=False, soft_wrap=True)
 

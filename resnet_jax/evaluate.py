@@ -12,7 +12,7 @@ from resnet_jax.evaluation.runs import evaluate, predict
 
 __all__ = ["evaluate", "predict"]
 _DATA = """other data with the same classes: a builder of TensorFlow Datasets (imagenet_v2, cifar10_corrupted/fog_1;
-cifar10_corrupted: the whole benchmark), or a folder with a folder for each class"""
+cifar10_corrupted: the whole benchmark), a folder with a folder for each class, or images without labels"""
 
 
 def _parser() -> argparse.ArgumentParser:

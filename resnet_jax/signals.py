@@ -6,9 +6,11 @@ import os
 import signal
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 
 # A preemption is announced by SIGTERM, and by some schedulers by SIGUSR1 or SIGUSR2; a closed terminal sends SIGHUP.
+_ONE_REQUEST = 0.5  # seconds: timeout(1) and others signal a process and then its group, which it is in
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 
 
@@ -39,15 +41,17 @@ def stop_requests(
             first.append(signal.Signals(number))
 
     def watch():
-        count = 0
+        first_time = None
         while received := receiver.recv(1):
             number = received[0]
-            count += number in numbers
-            if number in numbers and count > 1:
-                end_process(128 + number)
-            elif number in numbers:
+            if number not in numbers:
+                continue
+            if first_time is None:
+                first_time = time.monotonic()
                 on_signal(number)
                 threading.Thread(target=on_first, args=first, daemon=True).start()  # it may wait
+            elif time.monotonic() - first_time > _ONE_REQUEST:
+                end_process(128 + number)
 
     watcher = threading.Thread(target=watch, name="signals", daemon=True)
     watcher.start()

@@ -7,6 +7,7 @@ import itertools
 import json
 import os
 import pathlib
+import re
 import shutil
 import tempfile
 import uuid
@@ -193,7 +194,7 @@ def describe_failure(error: BaseException, workdir: pathlib.Path) -> str:
     if isinstance(cause, OSError):
         reason = f"{cause.filename or workdir}: {cause.strerror or cause}"
     else:
-        reason = f"{workdir}: {str(error).splitlines()[-1] or type(error).__name__}"
+        reason = f"{workdir}: {[type(error).__name__, *str(error).splitlines()][-1]}"
     if not workdir.is_dir():
         return f"{reason}; the folder {workdir} was moved or removed during the run. Move it back to continue"
     full = "No space left" in reason or (isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT))
@@ -201,6 +202,18 @@ def describe_failure(error: BaseException, workdir: pathlib.Path) -> str:
         reason += f" ({_size(shutil.disk_usage(workdir).free)} are free)"
     remedy = "Make room" if full else "Mend that"
     return f"{reason}. {remedy}, then give the same command with --workdir={workdir}"
+
+
+_OF_STORAGE = "RESOURCE_EXHAUSTED|PERMISSION_DENIED|NOT_FOUND|DATA_LOSS|UNAVAILABLE|No space left|os_error_code"
+
+
+def is_of_storage(error: BaseException) -> bool:
+    """True for an error of a disk, as Python, TensorStore or we say it; False for a mistake in the code."""
+    while error is not None:
+        if isinstance(error, OSError | UserError) or re.search(_OF_STORAGE, str(error)):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def check_room(workdir: pathlib.Path, size: int) -> None:

@@ -66,9 +66,9 @@ def describe(
         for name, array in arrays.items():
             if jnp.issubdtype(array.dtype, jnp.inexact) and not np.isfinite(array).all():
                 raise DivergedError(f"{item} {name} is not finite after step {step}, so that step is not saved")
-    values = {"format": FORMAT, "step": step, "metrics": metrics, "notes": notes, "card": card}
     digests = {name: digest(arrays) for name, arrays in items.items()}
-    return items, {**values, "digests": {**digests, META: _text_digest(values)}}
+    values = {"format": FORMAT, "step": step, "metrics": metrics, "notes": notes, "card": card, "digests": digests}
+    return items, {**values, "digest": _text_digest(values)}
 
 
 def read_meta(path: pathlib.Path) -> Meta:
@@ -80,25 +80,28 @@ def read_meta(path: pathlib.Path) -> Meta:
     """
     try:
         stored = json.loads((path / _FILE).read_text())
-        digests, notes, card = stored["digests"], stored["notes"], stored.get("card")
+        version = check_format(stored.get("format", 0), FORMAT, f"checkpoint {path}")
+        digests, notes, card = dict(stored["digests"]), stored["notes"], stored.get("card")
+        if version >= 2:
+            found = {META: stored.pop("digest")}
+            expected = {META: _text_digest(stored)}
+            step, metrics = stored["step"], stored["metrics"]
+        else:
+            found = digests
+            expected = {"notes": _text_digest(notes), **({"card": _text_digest(card)} if version else {})}
+            source = (card or {}).get("source", {})
+            step = source.get("step")
+            metrics = source.get("metrics") if version else _metrics_of_format_0(path)
     except (FileNotFoundError, NotADirectoryError):
         raise CorruptCheckpoint(f"checkpoint {path} cannot be read: it has no {_FILE}") from None
     except OSError as error:
         raise _not_readable(error) from None
+    except UserError:
+        raise
     except (ValueError, KeyError, TypeError, AttributeError):  # ValueError: not text, or not JSON
         raise CorruptCheckpoint(f"checkpoint {path} cannot be read: its {_FILE} is garbled") from None
-    found = check_format(stored.get("format", 0), FORMAT, f"checkpoint {path}")
-    if found >= 2:
-        values = {name: value for name, value in stored.items() if name != "digests"}
-        expected = {META: _text_digest(values)}
-        step, metrics = stored["step"], stored["metrics"]
-    else:
-        expected = {"notes": _text_digest(notes), **({"card": _text_digest(card)} if found else {})}
-        source = (card or {}).get("source", {})
-        step = source.get("step")
-        metrics = source.get("metrics") if found else _metrics_of_format_0(path)
     for name, value in expected.items():
-        if digests.get(name) != value:
+        if found.get(name) != value:
             raise _mismatch(path, name)
     return Meta(step, metrics, notes, card, digests)
 
@@ -114,7 +117,7 @@ def read_step(path: pathlib.Path, names: tuple[str, ...]) -> tuple[dict[str, dic
     arguments = {name: ocp.args.StandardRestore() for name in names}
     try:
         with (
-            orbax_warnings_silenced(),
+            orbax_logs_silenced(),
             path_for_orbax(path.absolute()) as folder,
             ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer,
         ):
@@ -218,11 +221,11 @@ def unflatten(template, arrays: Mapping[str, np.ndarray], path: pathlib.Path):
 
 
 @contextlib.contextmanager
-def orbax_warnings_silenced():
-    """Silence Orbax's warnings of what is meant here: folders opened read-only, saves without metrics."""
+def orbax_logs_silenced():
+    """Silence Orbax's logs: of what is meant here, and of errors that it raises, too."""
     logger = logging.getLogger("absl")
     level = logger.level
-    logger.setLevel(logging.ERROR)
+    logger.setLevel(logging.CRITICAL)
     try:
         yield
     finally:

@@ -19,11 +19,12 @@ from resnet_jax.checkpoint.files import (
     META,
     CorruptCheckpoint,
     describe,
+    orbax_logs_silenced,
     read_meta,
     read_step,
 )
 from resnet_jax.errors import UserError
-from resnet_jax.workdir import StorageError, check_room, describe_failure, make_workdir, path_for_orbax
+from resnet_jax.workdir import StorageError, check_room, describe_failure, is_of_storage, make_workdir, path_for_orbax
 
 DIRECTORY = "checkpoints"
 _CORRUPT = "checkpoints_corrupt"
@@ -263,6 +264,8 @@ class Checkpoints(SavedSteps):
         try:
             yield
         except Exception as error:  # whatever Orbax and its storage say
+            if not is_of_storage(error):
+                raise
             steps = ", ".join(map(str, SavedSteps(self.workdir).steps()))
             left = f"the checkpoints of steps {steps} are whole" if steps else "no checkpoint was saved before"
             raise StorageError(f"{describe_failure(error, self.workdir)}; {left}") from error
@@ -270,7 +273,7 @@ class Checkpoints(SavedSteps):
 
 @contextlib.contextmanager
 def _quiet_threads() -> Iterator[None]:
-    """Keep Orbax's threads from printing the errors that they hand over."""
+    """Keep Orbax's threads from printing and logging the errors that they hand over."""
     previous = threading.excepthook
 
     def hook(args):
@@ -279,6 +282,7 @@ def _quiet_threads() -> Iterator[None]:
 
     threading.excepthook = hook
     try:
-        yield
+        with orbax_logs_silenced():
+            yield
     finally:
         threading.excepthook = previous

@@ -17,15 +17,14 @@ from resnet_jax.config.checks import check_config, check_devices
 from resnet_jax.config.recipe import Recipe
 from resnet_jax.config.stored import LENGTH, changes, read_config
 from resnet_jax.data.augment import augment_batch
+from resnet_jax.data.balance import class_weights, make_order
 from resnet_jax.data.crops import VIEWS
 from resnet_jax.data.device import DeviceLoader
 from resnet_jax.data.info import DATASETS
-from resnet_jax.data.order import make_order
 from resnet_jax.data.preprocessing import mean_image
 from resnet_jax.data.splits import SPLIT_SETTINGS, check_same_data, dataset_info, fingerprint, load_splits
 from resnet_jax.data.stream import StreamLoader
 from resnet_jax.data.verify import verify
-from resnet_jax.data.weights import class_weights
 from resnet_jax.environment import describe_environment
 from resnet_jax.errors import UserError
 from resnet_jax.training.accumulator import Accumulator
@@ -117,17 +116,30 @@ class Assembly:
         check_devices(config, jax.device_count(), jax.process_count())
         self.recipe = recipe
         self.parallel = DataParallel(jax.devices()[: config.parallel.devices], config.parallel.wrapper)
-        self.splits = load_splits(**{name: config.data[name] for name in SPLIT_SETTINGS})
+        self.splits = self._same_everywhere(functools.partial(_open_splits, config))
         self.data = fingerprint(self.splits)
         check_same_everywhere(json.dumps(self.data).encode(), "data")
-        if config.data.loader == "stream":
-            verify(self.splits, config.data.verify, config.data.max_corrupt)
         recipe.check_batch_statistics(self.parallel.shards)
         self.class_weights = class_weights(
             config.train.class_weights, self.splits["train"].labels, recipe.info.num_classes
         )
         subtracted = config.data.normalization == "pixel_mean"
         self.mean_image = mean_image(self.splits["train"].images) if subtracted else None
+
+    @staticmethod
+    def _same_everywhere(open_splits: Callable[[], dict]) -> dict:
+        """The splits; where one process cannot open its own, all end, none waits for it."""
+        splits, problem = None, None
+        try:
+            splits = open_splits()
+        except UserError as error:
+            problem = error
+        try:
+            check_same_everywhere(str(problem).encode(), "answer of the data")
+        finally:
+            if problem:
+                raise problem
+        return splits
 
     def program(self, order_key: jax.Array) -> Program:
         """The compiled functions, for a key of the order of examples, or (k,) keys of k replicas."""
@@ -167,6 +179,18 @@ class Assembly:
             return make_eval_step(model, gather=gather, normalize=preprocessing.normalize, devices=parallel)
 
         return Program(train_step, eval_step, batch_of, loader, parallel, vmapped=vmapped)
+
+
+def _open_splits(config) -> dict:
+    splits = load_splits(**{name: config.data[name] for name in SPLIT_SETTINGS})
+    key = (json.dumps(fingerprint(splits)), config.data.data_dir, config.data.verify)
+    if config.data.loader == "stream" and key not in _verified:
+        verify(splits, config.data.verify, config.data.max_corrupt)
+        _verified.add(key)
+    return splits
+
+
+_verified: set[tuple] = set()  # by this process: the runs of a study share their data
 
 
 def _device_loader(recipe, splits, parallel, preprocessing, order_key):

@@ -55,6 +55,8 @@ def get_config(name: str = "default") -> ConfigDict:
     path = _find(name)
     if path.suffix == ".json":
         return read_config_file(path)
+    if path.suffix != ".py":
+        raise UserError(f"--config: expected a .py file, or the config.json of a run, found {path}")
     spec = importlib.util.spec_from_file_location(f"resnet_jax_config_{path.stem}", path)
     module = importlib.util.module_from_spec(spec)
     try:
@@ -146,8 +148,12 @@ def _take_config(arguments: list[str], default_name: str) -> tuple[str, list[str
             name, pending = argument.removeprefix("--config="), False
         elif argument == "--config":
             pending = True
+        elif argument == "None" and rest and re.fullmatch(r"--config\.[^=]+", rest[-1]):
+            rest[-1] += "=None"
         else:
             rest.append(argument)
+    if pending:
+        raise UserError("--config: expected a name after it, found none")
     return name, rest
 
 

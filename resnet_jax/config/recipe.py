@@ -111,7 +111,9 @@ class Recipe:
         images = train.batch_size // devices // train.grad_accum_steps * shared
         stats = traverse_util.flatten_dict(self.variable_shapes.get("batch_stats", {}))
         names = {"/".join(path[:-1]) for path in stats}
-        for layer in self.layers if images == 1 else ():
+        grown = [(size, size, self.image_shape[2]) for _, size in self.config.augment.sizes]
+        smallest = min([self.image_shape, *grown], key=math.prod)
+        for layer in profile(self.model, smallest) if images == 1 else ():
             if layer.name in names and math.prod(layer.output_shape[:-1]) == 1:
                 raise UserError(
                     f"norm: {layer.name} would normalise over one value per channel: 1 image on a device "

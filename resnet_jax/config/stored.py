@@ -96,6 +96,15 @@ def differences(stored: Mapping, given: Mapping) -> Iterator[tuple[str, object, 
             yield key, *values
 
 
+def with_old_defaults(workdir: pathlib.Path, config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
+    """The config, with what a key meant before it came where the run of a workdir does not have it yet."""
+    path = workdir / "config.json"
+    if path.exists() and config.data.name == "folder" and "use_validation_split" not in read_json(path).get("data", {}):
+        config = config.copy_and_resolve_references()
+        config.data.use_validation_split = False
+    return config
+
+
 def changes(workdir: pathlib.Path, config: ml_collections.ConfigDict) -> dict[str, tuple]:
     """The keys by which a config differs from that of a workdir, of those that may, with the old and the new value.
 

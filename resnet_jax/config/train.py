@@ -23,6 +23,7 @@ from resnet_jax.config.build import (
     shared_program,
 )
 from resnet_jax.config.flags import is_study
+from resnet_jax.config.stored import with_old_defaults
 from resnet_jax.environment import memory_errors, unseen_accelerator, use_compilation_cache
 from resnet_jax.errors import DivergedError, UserError
 from resnet_jax.training.console import end_screen
@@ -74,7 +75,8 @@ def train(
     if config.parallel.distributed:
         join_processes()
     console = console or make_console(quiet=not is_main_process())
-    config, workdir = resolve(config), absolute(workdir)
+    workdir = absolute(workdir)
+    config = with_old_defaults(workdir, resolve(config))
     result = finished_result(workdir, config)
     if result:
         console.print(f"This run is complete: {workdir}", highlight=False, soft_wrap=True)

@@ -86,9 +86,11 @@ def _look(source) -> Iterator[_Look]:
 def _duplicates(looks) -> Iterator[list[str]]:
     """Names of the files of one content that lie in several splits or classes."""
     by_content = collections.defaultdict(list)
-    for look in (look for found in looks.values() for look in found if look.size):
-        by_content[look.digest].append(look.name)
-    return (names for names in by_content.values() if len({os.path.dirname(name) for name in names}) > 1)
+    for split, look in ((split, look) for split, found in looks.items() for look in found if look.size):
+        by_content[look.digest].append((split, look.name))
+    for places in by_content.values():
+        if len({(split, os.path.dirname(name)) for split, name in places}) > 1:
+            yield [f"{name} ({split})" for split, name in places]
 
 
 def _tally(values) -> str:
@@ -105,7 +107,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("folder", help="a folder as data.name=folder or tar takes it")
     with command_line():
         args = parser.parse_args(argv)
-        kind = "tar" if list(pathlib.Path(args.folder).expanduser().glob("*.tar")) else "folder"
+        kind = "tar" if list(pathlib.Path(args.folder).expanduser().glob("train*.tar")) else "folder"
         print_check(make_console(), open_sources(kind, args.folder, use_validation_split=True)[1])
 
 

@@ -27,7 +27,9 @@ def is_image(name: str) -> bool:
 
 
 def walk(folder: str | pathlib.Path, seen: set[tuple[int, int]]) -> Iterator[tuple[str, list[os.DirEntry]]]:
-    """(path, regular files) of a folder and of all below it, sorted; each real folder once, though links lead to it.
+    """(path, files) of a folder and of all below it, sorted; each real folder once, though links lead to it.
+
+    Files are all but folders: links that lead nowhere and pipes, too.
 
     Args:
       folder: where to begin.
@@ -42,7 +44,7 @@ def walk(folder: str | pathlib.Path, seen: set[tuple[int, int]]) -> Iterator[tup
     seen.add((status.st_dev, status.st_ino))
     with os.scandir(folder) as entries:
         found = sorted((entry for entry in entries if is_data(entry.name)), key=lambda entry: entry.name)
-    yield str(folder), [entry for entry in found if entry.is_file()]
+    yield str(folder), [entry for entry in found if not entry.is_dir()]
     for entry in found:
         if entry.is_dir():
             yield from walk(entry.path, seen)

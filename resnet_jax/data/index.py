@@ -72,8 +72,11 @@ def index_folder(folder: pathlib.Path, class_names: Sequence[str] | None = None)
         names, labels, folders = [], [], [folder]
         for name in found:
             for parent, files in walk(folder / name, seen):
-                images = [file.name for file in files if is_image(file.name)]
+                images = [file.name for file in files if is_image(file.name) and file.is_file()]
                 left_out.update(_suffix(file.name) for file in files if not is_image(file.name))
+                left_out["broken links, pipes and devices"] += sum(
+                    is_image(file.name) and not file.is_file() for file in files
+                )
                 names += [os.path.relpath(os.path.join(parent, image), folder) for image in images]
                 labels += [classes.index(name)] * len(images)
                 folders.append(pathlib.Path(parent))
@@ -170,7 +173,7 @@ def _make_index(folder, classes, labels, names, places=None, left_out=None) -> I
         np.frombuffer(b"".join(encoded), np.uint8),
         np.cumsum([len(name) for name in encoded], dtype=np.int64),
         np.asarray(places, np.int64) if places else np.empty((len(names), 0), np.int64),
-        np.asarray([f"{suffix} ({count})" for suffix, count in sorted((left_out or {}).items())], str),
+        np.asarray([f"{suffix} ({count})" for suffix, count in sorted((left_out or {}).items()) if count], str),
     )
 
 

@@ -16,6 +16,7 @@ from absl import flags
 from resnet_jax.data.sampling import EvalSampler, TrainSampler
 from resnet_jax.environment import num_cpus
 from resnet_jax.errors import UserError
+from resnet_jax.signals import STOP_SIGNALS
 
 WORKERS = ("threads", "processes")  # threads share memory but take turns in Python; processes do neither
 
@@ -84,7 +85,8 @@ def _make_batch(sampler, first, rows, index):
 
 def _start_worker(worker: int, workers: int) -> None:
     jax.config.update("jax_platforms", "cpu")  # accelerators are the main process's
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the main process, which ends the others
+    for number in set(STOP_SIGNALS) - {signal.SIGTERM}:  # they are for the main process, which ends the others
+        signal.signal(number, signal.SIG_IGN)
 
 
 class _OpenBatches:

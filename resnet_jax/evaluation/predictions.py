@@ -130,6 +130,8 @@ def compare(first: Predictions, second: Predictions) -> Comparison:
             f"--compare: expected predictions of the same examples, found {len(first.names)} and {len(second.names)} "
             "that differ in names or labels"
         )
+    if not first.counts.any():
+        raise UserError("--compare: expected examples with labels, found none")
     only_first = int((first.correct & ~second.correct).sum())
     only_second = int((second.correct & ~first.correct).sum())
     differing = only_first + only_second

@@ -66,6 +66,8 @@ def evaluate(path: str | pathlib.Path, split: str = "test", step: str | int = "b
 
 
 def _open_source(card: ModelCard, split, data, data_dir) -> tuple[object, np.ndarray | None]:
+    if data is not None and _is_of_run(card, data):
+        data, split = None, "test"  # the folder that training took, which it may have divided itself
     if data is not None:
         of_run = None if card.data["name"] in ("folder", "tar") else card.data["data_dir"]
         return open_evaluation_set(data, data_dir or of_run, card.class_names)
@@ -74,3 +76,9 @@ def _open_source(card: ModelCard, split, data, data_dir) -> tuple[object, np.nda
         raise UserError(f"--split: expected one of {', '.join(splits)}, found {split!r}")
     check_same_classes(splits[split].class_names, card.class_names)
     return splits[split], None
+
+
+def _is_of_run(card: ModelCard, data: str) -> bool:
+    if card.data["name"] != "folder":
+        return False
+    return pathlib.Path(data).expanduser().resolve() == pathlib.Path(card.data["data_dir"]).expanduser().resolve()

@@ -11,8 +11,17 @@ import ml_collections
 
 from resnet_jax.config.stored import NOT_OF_THE_RESULT, differences, read_config
 from resnet_jax.errors import UserError
-from resnet_jax.studies.study import cell, check_study, collect, read_study, result_lines, run_config, run_folder
-from resnet_jax.workdir import make_workdir, read_result, write_json, write_text
+from resnet_jax.studies.study import (
+    LONGEST_NAME,
+    cell,
+    check_study,
+    collect,
+    read_study,
+    result_lines,
+    run_config,
+    run_folder,
+)
+from resnet_jax.workdir import make_workdir, read_result, storage_errors, write_json, write_text
 
 
 def grown(study: ml_collections.ConfigDict, workdir: pathlib.Path) -> ml_collections.ConfigDict:
@@ -59,10 +68,10 @@ def claim(study: ml_collections.ConfigDict, workdir: pathlib.Path) -> ml_collect
     return whole
 
 
-def write_results(study: ml_collections.ConfigDict, workdir: pathlib.Path) -> None:
+def write_results(workdir: pathlib.Path) -> None:
     """Write `results.jsonl` anew from the runs that are finished, whoever trained them."""
-    with _locked(workdir):
-        write_text(workdir / "results.jsonl", result_lines(collect(study, workdir)))
+    with storage_errors(workdir), _locked(workdir):  # read inside: another job may have let the study grow
+        write_text(workdir / "results.jsonl", result_lines(collect(read_study(workdir), workdir)))
 
 
 def add_run(study: ml_collections.ConfigDict, workdir: pathlib.Path, run: pathlib.Path) -> ml_collections.ConfigDict:
@@ -81,6 +90,7 @@ def add_run(study: ml_collections.ConfigDict, workdir: pathlib.Path, run: pathli
     overrides = {key: new for key, (_, new) in _differing(whole.experiment, config).items() if key != "seed"}
     alike = (each for each in whole.cells if not _differing(run_config(whole, each, config.seed), config))
     name = ", ".join(f"{key}={value}" for key, value in overrides.items()) or "the experiment"
+    name = name if len(name) <= LONGEST_NAME else f"{run.name}, {len(overrides)} keys changed"
     own = next(alike, None) or cell(name, overrides)
     whole.unlock()
     whole.cells = tuple(whole.cells) + (() if own in whole.cells else (own,))
@@ -89,8 +99,9 @@ def add_run(study: ml_collections.ConfigDict, workdir: pathlib.Path, run: pathli
     folder = run_folder(workdir, own, config.seed)
     if folder.exists():
         raise UserError(f"--add: the study has a run of {own['name']!r} with seed {config.seed} already, in {folder}")
-    claim(whole, workdir)
-    shutil.copytree(run, folder)
+    with storage_errors(workdir):
+        claim(whole, workdir)
+        shutil.copytree(run, folder)
     return whole
 
 

@@ -18,7 +18,7 @@ from resnet_jax.studies.figures import figures
 from resnet_jax.studies.findings import errors_by_seed, findings
 from resnet_jax.studies.published import published_error
 from resnet_jax.studies.study import StudyRun, collect
-from resnet_jax.workdir import read_environment, write_text
+from resnet_jax.workdir import read_environment, storage_errors, write_text
 
 
 def write_report(study: ml_collections.ConfigDict, workdir: str | pathlib.Path) -> None:
@@ -30,8 +30,13 @@ def write_report(study: ml_collections.ConfigDict, workdir: str | pathlib.Path) 
 
     Raises:
       UserError: a file of a run is not what a run writes.
+      StorageError: the folder cannot be written.
     """
-    workdir = pathlib.Path(workdir)
+    with storage_errors(pathlib.Path(workdir)):
+        _write_report(study, pathlib.Path(workdir))
+
+
+def _write_report(study, workdir) -> None:
     runs = [_with_lines(run) for run in collect(study, workdir)]
     cells = {cell["name"]: [run for run in runs if run.cell["name"] == cell["name"]] for cell in study.cells}
     finished = {name: done for name, own in cells.items() if (done := [run for run in own if run.result])}
@@ -160,7 +165,8 @@ def _mean_and_deviation(values: Iterable[float]) -> str:
 
 def _escape(text: str) -> str:
     """Text without a meaning in Markdown, on one line."""
-    return re.sub(r"([\\`*|<>\[\]&])", r"\\\1", " ".join(text.split()))
+    escaped = re.sub(r"([\\`*|<>\[\]&])", r"\\\1", " ".join(text.split()))
+    return re.sub(r"(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])", r"\\_", escaped)  # those inside a word mean nothing
 
 
 def _code(text: str) -> str:

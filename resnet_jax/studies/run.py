@@ -23,7 +23,7 @@ from resnet_jax.studies.study import StudyRun, check_study, collect, run_config
 from resnet_jax.training.console import progress_bars
 from resnet_jax.training.parallel import is_main_process
 from resnet_jax.training.preemption import stop_requests
-from resnet_jax.workdir import absolute, write_json, write_text
+from resnet_jax.workdir import absolute, storage_errors, write_json, write_text
 
 _INTERRUPTED = "stopped, and saved what was under way; to continue, give the same command"
 
@@ -56,23 +56,23 @@ def run_study(
     """
     check_study(study)
     _check_surroundings(study)
+    workdir = absolute(workdir)
+    study = grown(study, workdir)
     if only_cell is not None and not 0 <= only_cell < len(study.cells):
         raise UserError(f"--cell: expected 0 to {len(study.cells) - 1}, found {only_cell}; see --list")
-    workdir, given = absolute(workdir), study
-    study = grown(study, workdir)
     if is_main_process():
         study = claim(study, workdir)
         write_json(workdir / "environment.json", describe_environment())
     use_compilation_cache()
-    chosen = None if only_cell is None else given.cells[only_cell]["name"]
+    chosen = None if only_cell is None else study.cells[only_cell]["name"]
     runs = [run for run in collect(study, workdir) if chosen in (None, run.cell["name"])]
     unfinished = [run for run in runs if not run.result]
     finished, failed = len(runs) - len(unfinished), []
     if finished:
         console.print(f"{finished} of {len(runs)} runs kept, {len(unfinished)} to do", highlight=False)
     if is_main_process():
-        write_results(study, workdir)
-    with progress_bars(console) as bars, stop_requests(console) as stop_requested:
+        write_results(workdir)
+    with storage_errors(workdir), progress_bars(console) as bars, stop_requests(console) as stop_requested:
         task = bars.add_task("runs", total=len(runs), completed=finished, values="")
         for group in _groups(unfinished, study.replicas, console):
             bars.update(task, values=", ".join(map(_name, group)))
@@ -87,7 +87,7 @@ def run_study(
                     soft_wrap=True,
                 )
             if is_main_process():
-                write_results(study, workdir)
+                write_results(workdir)
             # Several processes agree on where to stop within a run only.
             request = jax.process_count() == 1 and finished < len(runs) and stop_requested(finished)
             if request:

@@ -104,8 +104,8 @@ def check_study(study: ml_collections.ConfigDict) -> None:
 def _check_cell(cell) -> None:
     if not isinstance(cell, Mapping) or cell.keys() != {"name", "overrides", "series"}:
         raise UserError(f"cells: expected them from study.cell or study.grid, found {cell!r}")
-    if not isinstance(cell["name"], str) or not 0 < len(cell["name"]) <= _LONGEST_NAME:
-        raise UserError(f"cells: expected names of 1 to {_LONGEST_NAME} letters, found {cell['name']!r}")
+    if not isinstance(cell["name"], str) or not 0 < len(cell["name"]) <= LONGEST_NAME:
+        raise UserError(f"cells: expected names of 1 to {LONGEST_NAME} letters, found {cell['name']!r}")
     if not isinstance(cell["overrides"], Mapping):
         raise UserError(f"cell {cell['name']!r}: expected overrides by key, found {cell['overrides']!r}")
     if "seed" in cell["overrides"]:
@@ -223,7 +223,7 @@ def result_lines(runs: Iterable[StudyRun]) -> str:
 
 
 _RESULT_KEYS = {"last", "best", "seconds", "parameters", "multiply_adds", "depth"}
-_LONGEST_NAME = 100  # of a cell; it is that of a folder, too
+LONGEST_NAME = 100  # of a cell; it is that of a folder, too
 
 
 def _short(key: str, value) -> str:

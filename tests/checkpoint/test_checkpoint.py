@@ -1,3 +1,4 @@
+import json
 import pathlib
 import random
 import re
@@ -207,6 +208,22 @@ def test_a_number_that_is_not_finite_is_never_saved(tmp_path, item, number):
     with open_checkpoints(tmp_path) as checkpoints, pytest.raises(DivergedError):
         checkpoints.save(1, broken, metrics=None, notes={})
     assert SavedSteps(tmp_path).steps() == []
+
+
+def test_a_flipped_bit_beside_the_arrays_is_never_believed_and_is_no_traceback(tmp_path):
+    fill(tmp_path, scores(0.5))
+    file, rng = tmp_path / "checkpoints/1/meta/metadata", random.Random(0)
+    original = file.read_bytes()
+    for _ in range(300):
+        corrupt = bytearray(original)
+        corrupt[rng.randrange(len(corrupt))] ^= 1 << rng.randrange(8)
+        file.write_bytes(corrupt)
+        try:
+            steps = SavedSteps(tmp_path).steps()
+        except UserError as error:  # the number of the format
+            assert "expected format" in str(error)
+        else:
+            assert steps == [] or json.loads(corrupt) == json.loads(original)
 
 
 def test_metrics_that_were_changed_make_no_other_step_the_best(tmp_path):

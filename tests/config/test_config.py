@@ -106,6 +106,7 @@ def test_none_resets_each_key_that_may_be_none(tmp_path, key):
     path = experiment_file(tmp_path, f"config.{key} = {value}")
     assert parse(f"--config={path}")[0][section][name] is not None
     assert parse(f"--config={path}", f"--config.{key}=None")[0][section][name] is None
+    assert parse(f"--config={path}", f"--config.{key}", "None")[0][section][name] is None
 
 
 def test_an_experiment_is_found_by_name_from_anywhere_and_a_run_can_be_repeated(tmp_path, monkeypatch):
@@ -167,6 +168,8 @@ def test_the_length_on_the_command_line_wins_in_either_unit(arguments, epochs, s
         ("--config.lr=0.1", r"config.lr: there is no such key; did you mean --config.optim.lr=0.1\?"),
         ("--config.model=resnet18", r"expected one of its keys, like --config.model.name=resnet18"),
         ("--config=cifar", r"found no cifar; did you mean 'cifar10"),
+        ("--config", "--config: expected a name after it, found none"),
+        (f"--config={ROOT / 'README.md'}", "expected a .py file, or the config.json of a run"),
         ("--config.train.batch_size=None", "config.train.batch_size: expected a value, found None"),
         (f"--config={ROOT / 'configs' / 'cifar10.py'}:big", "expected no argument after .*cifar10.py, found 'big'"),
         (f"--config={ROOT / 'configs' / 'ablations' / 'digits.py'}", "found a study; run it with"),
@@ -218,6 +221,14 @@ def test_a_mistake_in_an_experiment_file_is_refused(tmp_path, line, message):
         ({"data__name": "digit"}, "did you mean 'digits'"),
         ({"data__loader": "strem"}, "data.loader"),
         ({"data__validation_size": 1437}, "data.validation_size: expected fewer than the 1437"),
+        ({"augment__sizes": ((0.0, 100_000),)}, "augment.sizes"),
+        ({"augment__sizes": (("a", 128),)}, "augment.sizes"),
+        ({"data__image_size": 100_000}, "data.image_size: expected a finite number, 1 to 8192"),
+        ({"data__num_workers": 100_000}, "data.num_workers: expected a finite number, 1 to 1024"),
+        ({"train__epochs": 1e308, "train__steps": None}, "train.epochs"),
+        ({"train__epochs": 1e9, "train__steps": None}, "fewer than 2..31 steps"),
+        ({"eval__every_epochs": 1e308}, "eval.every_epochs"),
+        ({"augment__num_ops": 1000}, "augment.num_ops"),
         ({"train__batch_size": 0}, "train.batch_size: expected a finite number, at least 1"),
         (
             {"train__batch_size": 62, "parallel__devices": 4},
@@ -248,7 +259,8 @@ def test_every_number_in_the_config_is_checked():
 
     checked = {field for _, fields in _RANGES.values() for field in fields.split()} | _CHOICES.keys()
     elsewhere = (
-        "model.num_classes optim.milestones data.name augment.area augment.short_sides augment.sizes augment.jitter"
+        "model.num_classes optim.milestones data.name augment.area augment.short_sides augment.sizes augment.jitter "
+        "train.class_weights"
     )
     free = {"data.data_dir", "optim.weight_decay_params"}  # text
     for section, values in default.get_config().items():

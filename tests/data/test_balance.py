@@ -6,8 +6,7 @@ import pytest
 
 from resnet_jax import UserError, train
 from resnet_jax.config.build import Assembly, make_recipe
-from resnet_jax.data.order import make_order
-from resnet_jax.data.weights import class_weights
+from resnet_jax.data.balance import class_weights, make_order
 from resnet_jax.models import create_model
 from resnet_jax.training.step import make_gradient
 from tests.runs import assert_the_same_end
@@ -27,7 +26,7 @@ def test_a_balanced_epoch_has_each_class_equally_often_and_all_examples_alike():
         times = np.bincount(np.concatenate(drawn), minlength=100)[members]
         assert times.min() > 0
         expected = 60 * 100 / 3 / len(members)
-        assert abs(times.mean() / expected - 1) < 0.02 and times.std() < 5 * np.sqrt(expected)
+        assert abs(times.mean() / expected - 1) < 0.03 and times.std() < 5 * np.sqrt(expected)
     assert np.array_equal(drawn[3], order(jax.random.key(1), 3)) and not np.array_equal(drawn[3], drawn[4])
 
 
@@ -89,13 +88,13 @@ def test_the_gradient_with_weights_is_the_mean_of_the_weighted_gradients_of_each
 
 def test_batch_statistics_over_one_value_are_refused_and_over_two_are_not():
     def assembly(**settings):
-        config = tiny_config(model__name="resnet18", data__image_size=32, **settings)
+        config = tiny_config(**{"model__name": "resnet18", "model__stem": "small", **settings})
         return Assembly(make_recipe(config))
 
     for settings in ({"train__batch_size": 1}, {"train__batch_size": 4, "train__grad_accum_steps": 4}):
         with pytest.raises(UserError, match="norm: stage4.* over one value per channel: 1 image on a device"):
             assembly(**settings)
     assembly(train__batch_size=2)
-    assembly(train__batch_size=1, data__image_size=64)
+    assembly(train__batch_size=1, data__image_size=16)
     assembly(train__batch_size=1, norm__name="group")
     assembly(train__batch_size=4, parallel__devices=4, norm__scope="global")

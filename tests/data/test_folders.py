@@ -117,7 +117,9 @@ def test_what_does_not_answer_or_never_ends_is_not_waited_for(tmp_path):
     (folder / "cat" / "endless.jpg").symlink_to("/dev/zero")
     with open(folder / "cat" / "huge.jpg", "wb") as file:
         file.truncate(20 * 10**9)
-    _, splits = open_sources("folder", str(tmp_path))
+    (folder / "cat" / "lost.jpg").symlink_to("/nowhere/1.jpg")
+    with pytest.warns(UserWarning, match=r"left out .* broken links, pipes and devices \(3\)"):
+        _, splits = open_sources("folder", str(tmp_path))
     assert names(splits["train"]) == ["cat/0.jpg", "cat/1.jpg", "cat/huge.jpg"]
     assert splits["train"].read(2).image == b""  # a corrupt image
     for name in ("pipe.jpg", "endless.jpg", "huge.jpg"):
@@ -196,6 +198,10 @@ def test_the_folder_that_was_trained_on_can_be_evaluated_as_other_data(tmp_path)
     result = train(photo_config(tmp_path / "data"), tmp_path / "run")
     predictions = evaluate.predict(tmp_path / "run", data=str(tmp_path / "data"))
     assert len(predictions.names) == 4
+    open_sources.cache_clear()
+    write_classes(tmp_path / "flat", 10)
+    train(photo_config(tmp_path / "flat", data__test_size=0.3), tmp_path / "divided")
+    assert len(evaluate.predict(tmp_path / "divided", data=str(tmp_path / "flat")).names) == 6
     assert predictions.scores()["accuracy"] == result["last"]["test"]["accuracy"]
 
 
@@ -230,6 +236,11 @@ def test_data_that_changed_under_a_run_are_refused_and_a_moved_copy_is_not(tmp_p
     write_classes(tmp_path / "data" / "test", 2)
     with pytest.raises(InterruptedRun):
         train(photo_config(tmp_path / "data"), tmp_path / "run", stop_requested=lambda step: step == 2)
+    moved = (tmp_path / "data").rename(tmp_path / "scratch")
+    open_sources.cache_clear()
+    with pytest.raises(InterruptedRun):
+        train(photo_config(moved), tmp_path / "run", stop_requested=lambda step: step == 3)
+    moved.rename(tmp_path / "data")
     change(tmp_path / "data" / "train" / "dog")
     open_sources.cache_clear()
     with pytest.raises(UserError, match=message):
@@ -248,7 +259,7 @@ def test_a_batch_larger_than_the_training_split_is_refused(tmp_path):
 def test_what_would_be_found_after_all_epochs_is_found_at_the_start(tmp_path):
     write_classes(tmp_path / "train", 6)
     test_folder = write_classes(tmp_path / "test", 2)
-    whole = (test_folder / "dog" / "1.jpg").read_bytes()
+    whole = simplejpeg.encode_jpeg(np.random.default_rng(0).integers(0, 256, (24, 24, 3), np.uint8))
     cut, no_image = whole[: len(whole) - 200], b"no image"
     for content, how, found in (
         (cut, "headers", False),
@@ -315,4 +326,4 @@ def test_a_look_at_a_folder_finds_what_is_wrong_with_it(tmp_path, capsys):
     assert [line.replace("\u2502", " ").split() for line in text.splitlines() if " dog " in line] == [["dog", "5", "2"]]
     assert "24x24, 24x24, 60x60" in text and ".jpg (8), .png (1)" in text
     assert f"corrupt: {test_folder / 'cat' / '1.jpg'}" in text
-    assert f"the same image: {train_folder / 'cat' / '0.jpg'}, {test_folder / 'cat' / '0.jpg'}" in text
+    assert f"the same image: {train_folder / 'cat' / '0.jpg'} (train), {test_folder / 'cat' / '0.jpg'} (test)" in text

@@ -54,7 +54,7 @@ def test_probabilities_of_all_views_are_averaged(photos_run, folder, view, flip,
     apply = jax.jit(model.apply, static_argnames="train")
     mean, std = np.float32((0.485, 0.456, 0.406)), np.float32((0.229, 0.224, 0.225))
     for index in (0, 5):
-        image = np.asarray(Image.open(predictions.names[index]))
+        image = np.asarray(Image.open(folder / "val" / predictions.names[index]))
         views = crops.EVALUATION_VIEWS[view](image, size=16, crop_fraction=0.8, interpolation="bilinear")
         if flip:
             views += [each[:, ::-1] for each in views]

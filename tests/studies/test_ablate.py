@@ -258,7 +258,7 @@ def kill_at(folder, lines_written):
     """Run the study until its runs have logged so many lines."""
 
     def logged():
-        return sum(len(path.read_text().splitlines()) for path in folder.rglob("metrics.jsonl"))
+        return sum(len(path.read_text().splitlines()) for path in folder.glob("study/cells/*/seed*/metrics.jsonl"))
 
     process = subprocess.Popen(command(folder), **AS_USERS, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     while logged() < lines_written and process.poll() is None:

@@ -1,5 +1,6 @@
 """Reports, from study folders that are written here by hand."""
 
+import html
 import html.parser
 import json
 import math
@@ -208,3 +209,23 @@ def test_without_two_depths_every_cell_is_compared_with_the_first_on_the_test_sp
     assert "- lr=0.3's test error is lower than lr=0.1's by 1.00 points in each of 2 seeds" in text
     assert "training error is" not in text.split("##")[1]
     assert "final_errors.png" not in text
+
+
+def test_names_and_versions_are_shown_as_text_and_do_nothing(tmp_path):
+    names = ["<script>alert(1)</script>", "![x](figures/../../../../etc/hostname)", "$x^$ [red]", "__init__"]
+    study = make_study("Names <b>", default.get_config(), [cell(name, {}) for name in names])
+    for each in study.cells:
+        for seed in study.seeds:
+            train, test = ERRORS["plain20"]
+            write_run(tmp_path, each, seed, train[seed], test[seed], 20)
+    version = "1\n```\n<script>alert(2)</script>\n![y](figures/../config.json)\n````\n"
+    for folder in tmp_path.glob("cells/*/*"):
+        (folder / "environment.json").write_text(json.dumps({"command": ["x"], "jax": version}))
+    report.write_report(study, tmp_path)
+    text = (tmp_path / "report.html").read_text()
+    page = Page(text)
+    assert not {"script", "b", "strong"} & {tag for tag, _ in page.tags}
+    sources = [attributes["src"] for tag, attributes in page.tags if tag == "img"]
+    assert sources and all(source.startswith("data:image/png;base64,") for source in sources)
+    for name in (*names, "Names <b>", "<script>alert(2)</script>"):
+        assert name in html.unescape(text)
