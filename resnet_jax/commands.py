@@ -57,9 +57,10 @@ class Parser(argparse.ArgumentParser):
 
 def make_console(quiet: bool = False) -> Console:
     """A console that prints text as it is, and never ends a run."""
-    file = ForgivingFile(sys.stdout)
-    width = None if file.isatty() else _WIDTH_OF_FILES  # else tables are cut at 80 columns
-    return Console(file=file, markup=False, highlight=False, quiet=quiet, width=width)
+    console = Console(file=ForgivingFile(sys.stdout), markup=False, highlight=False, quiet=quiet)
+    if not (console.is_terminal or console.is_jupyter):
+        console.width = _WIDTH_OF_FILES  # else tables are cut at 80 columns
+    return console
 
 
 class ForgivingFile:
@@ -74,10 +75,6 @@ class ForgivingFile:
 
     def __getattr__(self, name: str):
         return getattr(self._file, name)
-
-    def isatty(self) -> bool:
-        """True if it is a terminal."""
-        return self._file is not None and self._file.isatty()
 
     def write(self, text: str) -> int:
         """Write, or drop what cannot be written."""

@@ -10,15 +10,15 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 
 # A preemption is announced by SIGTERM, and by some schedulers by SIGUSR1 or SIGUSR2; a closed terminal sends SIGHUP.
-_ONE_REQUEST = 0.5  # seconds: timeout(1) and others signal a process and then its group, which it is in
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
+_ONE_REQUEST = 0.5  # seconds: timeout(1) and others signal a process and then its group, which it is in
 
 
 @contextlib.contextmanager
 def stop_requests(
     on_first: Callable[[signal.Signals], None], numbers: Sequence[signal.Signals] = STOP_SIGNALS
 ) -> Iterator[Callable[[], signal.Signals | None]]:
-    """A function that says which signal came first, or None. A second one ends the process at once.
+    """A function that says which signal came first, or None. A second one, later on, ends the process at once.
 
     Signals can be handled in the main thread only; elsewhere they are the caller's. One that is ignored, as SIGHUP is
     under nohup, stays so.

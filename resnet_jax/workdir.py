@@ -1,9 +1,7 @@
 """Run directories: locks, and JSON files that are written atomically."""
 
 import contextlib
-import datetime
 import errno
-import itertools
 import json
 import os
 import pathlib
@@ -61,38 +59,6 @@ def make_workdir(workdir: pathlib.Path) -> None:
     """Make a directory with its parents, or raise `UserError`."""
     with writing(workdir):
         workdir.mkdir(parents=True, exist_ok=True)
-
-
-@contextlib.contextmanager
-def new_workdir(parent: pathlib.Path, name: str) -> Iterator[pathlib.Path]:
-    """Make `NAME-TIME` in a folder, with `-2` and so on where another job of the same second has it.
-
-    It is removed again if nothing was written to it.
-
-    Raises:
-      UserError: the folder cannot be written.
-    """
-    make_workdir(parent)
-    stem = f"{name}-{datetime.datetime.now():%Y%m%d-%H%M%S}"
-    with writing(parent):
-        workdir = next(filter(_make_if_free, (parent / f"{stem}{end}" for end in _endings())))
-    try:
-        yield workdir
-    finally:
-        with contextlib.suppress(OSError):  # not empty
-            workdir.rmdir()
-
-
-def _endings() -> Iterator[str]:
-    return itertools.chain([""], (f"-{number}" for number in itertools.count(2)))
-
-
-def _make_if_free(path: pathlib.Path) -> bool:
-    try:
-        path.mkdir()
-    except FileExistsError:
-        return False
-    return True
 
 
 def absolute(path: str | pathlib.Path) -> pathlib.Path:

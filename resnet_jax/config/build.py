@@ -31,7 +31,7 @@ from resnet_jax.training.accumulator import Accumulator
 from resnet_jax.training.console import TrainingDisplay, start_screen
 from resnet_jax.training.hooks import ITEMS, TrainingRun, checkpoint_items
 from resnet_jax.training.logs import MetricsLog
-from resnet_jax.training.parallel import DataParallel, check_same_everywhere, is_main_process
+from resnet_jax.training.parallel import DataParallel, agreed, check_same_everywhere, is_main_process
 from resnet_jax.training.program import Program
 from resnet_jax.training.step import TrainState, create_state, make_batch_fn, make_eval_step, make_train_step
 from resnet_jax.workdir import lock_workdir, read_environment, read_result, storage_errors, write_json
@@ -53,7 +53,8 @@ def make_recipe(config: ml_collections.ConfigDict) -> Recipe:
       UserError: a config that cannot run, or data that are not there.
     """
     data = config.data
-    return Recipe(config, dataset_info(data.name, data.data_dir, data.test_size, data.use_validation_split))
+    settings = (data.name, data.data_dir, data.test_size, data.use_validation_split)
+    return Recipe(config, agreed(functools.partial(dataset_info, *settings), "answer of the data"))
 
 
 def finished_result(workdir: pathlib.Path, config: ml_collections.ConfigDict) -> dict | None:
@@ -116,7 +117,7 @@ class Assembly:
         check_devices(config, jax.device_count(), jax.process_count())
         self.recipe = recipe
         self.parallel = DataParallel(jax.devices()[: config.parallel.devices], config.parallel.wrapper)
-        self.splits = self._same_everywhere(functools.partial(_open_splits, config))
+        self.splits = agreed(functools.partial(_open_splits, config), "answer of the data")
         self.data = fingerprint(self.splits)
         check_same_everywhere(json.dumps(self.data).encode(), "data")
         recipe.check_batch_statistics(self.parallel.shards)
@@ -125,21 +126,6 @@ class Assembly:
         )
         subtracted = config.data.normalization == "pixel_mean"
         self.mean_image = mean_image(self.splits["train"].images) if subtracted else None
-
-    @staticmethod
-    def _same_everywhere(open_splits: Callable[[], dict]) -> dict:
-        """The splits; where one process cannot open its own, all end, none waits for it."""
-        splits, problem = None, None
-        try:
-            splits = open_splits()
-        except UserError as error:
-            problem = error
-        try:
-            check_same_everywhere(str(problem).encode(), "answer of the data")
-        finally:
-            if problem:
-                raise problem
-        return splits
 
     def program(self, order_key: jax.Array) -> Program:
         """The compiled functions, for a key of the order of examples, or (k,) keys of k replicas."""

@@ -1,12 +1,14 @@
 """Config files by name, and command lines: --config=NAME --config.KEY=VALUE --workdir=DIR"""
 
 import contextlib
+import datetime
 import importlib.util
 import inspect
+import itertools
 import pathlib
 import re
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
 from absl import flags
@@ -16,7 +18,7 @@ from resnet_jax.config import default
 from resnet_jax.config.help import describe_experiments, describe_keys
 from resnet_jax.config.stored import RENAMED, flatten, read_config_file
 from resnet_jax.errors import UserError, did_you_mean
-from resnet_jax.workdir import new_workdir
+from resnet_jax.workdir import make_workdir, writing
 
 CONFIGS = pathlib.Path(__file__).parent.parent / "configs"
 # What other programs call a key.
@@ -192,6 +194,38 @@ def parse_training(argv: list[str], description: str) -> tuple[ConfigDict, conte
     if workdir:
         return config, contextlib.nullcontext(pathlib.Path(workdir))
     return config, new_workdir(pathlib.Path("runs"), f"{command.experiment}-{config.model.name}")
+
+
+@contextlib.contextmanager
+def new_workdir(parent: pathlib.Path, name: str) -> Iterator[pathlib.Path]:
+    """Make `NAME-TIME` in a folder, with `-2` and so on where another job of the same second has it.
+
+    It is removed again if nothing was written to it.
+
+    Raises:
+      UserError: the folder cannot be written.
+    """
+    make_workdir(parent)
+    stem = f"{name}-{datetime.datetime.now():%Y%m%d-%H%M%S}"
+    with writing(parent):
+        workdir = next(filter(_make_if_free, (parent / f"{stem}{end}" for end in _endings())))
+    try:
+        yield workdir
+    finally:
+        with contextlib.suppress(OSError):  # not empty
+            workdir.rmdir()
+
+
+def _endings() -> Iterator[str]:
+    return itertools.chain([""], (f"-{number}" for number in itertools.count(2)))
+
+
+def _make_if_free(path: pathlib.Path) -> bool:
+    try:
+        path.mkdir()
+    except FileExistsError:
+        return False
+    return True
 
 
 def _with_todays_key(argument: str) -> str:

@@ -149,8 +149,12 @@ def speed_up(configs: Sequence[ml_collections.ConfigDict], steps: int = 10) -> t
     keys = [random_keys(recipe.config.seed)[0] for recipe in recipes]
     replicate = assembly.parallel.replicate
     states = replicate(stack_states([initial_state(recipe) for recipe in recipes]))
-    alone = seconds_per_step(assembly.program(keys[0]), replicate(initial_state(recipes[0])), steps)
-    return len(recipes) * alone, seconds_per_step(assembly.program(jnp.stack(keys)), states, steps)
+    programs = assembly.program(keys[0]), assembly.program(jnp.stack(keys))
+    alone = seconds_per_step(programs[0], replicate(initial_state(recipes[0])), steps)
+    together = seconds_per_step(programs[1], states, steps)
+    for program in programs:
+        program.loader.close()  # programs are remembered; what they hold on the devices must not be
+    return len(recipes) * alone, together
 
 
 def _write_result(run: TrainingRun, result: dict) -> None:

@@ -91,6 +91,27 @@ def check_same_everywhere(content: bytes, what: str) -> None:
         )
 
 
+def agreed(function: Callable, what: str):
+    """The value of a function; where it refuses in one process, all end, and none waits for it.
+
+    Raises:
+      UserError: its own, or that another process had one.
+    """
+    value, refusal = None, None
+    try:
+        value = function()
+    except UserError as error:
+        refusal = error
+    try:
+        check_same_everywhere(str(refusal).encode(), what)
+    except UserError:
+        if refusal is None:
+            raise
+    if refusal:
+        raise refusal
+    return value
+
+
 def is_main_process() -> bool:
     """True in the process that writes what only one may write."""
     return jax.process_index() == 0

@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import shutil
 import socket
 import subprocess
 import sys
@@ -56,6 +57,12 @@ try:
     train(config, workdir + "/stopped")
 except resnet_jax.UserError as error:
     print("stopped:", error)
+for name in ("other", "only"):  # data of which one process has fewer, or none
+    config = tiny_config(**{CORRUPT}, data__data_dir=workdir + f"/{{name}}{{index}}", parallel__distributed=True)
+    try:
+        train(config, workdir + "/refused")
+    except resnet_jax.UserError as error:
+        print(f"{{name}}:", error)
 try:
     train(tiny_config(**{SETTINGS}, seed=index, parallel__distributed=True), workdir + "/different")
 except resnet_jax.UserError as error:
@@ -107,6 +114,9 @@ def trained_by_two_processes(tmp_path_factory):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(simplejpeg.encode_jpeg(np.full((8, 8, 3), 100, np.uint8)))
     (folder / "photos" / "train" / "a" / "7.jpg").write_bytes(b"corrupt")
+    for name in ("other0", "other1", "only0"):
+        shutil.copytree(folder / "photos", folder / name)
+    (folder / "other1" / "train" / "a" / "3.jpg").unlink()
     return folder, run_two_processes(TRAIN + STUDY, folder)
 
 
@@ -121,6 +131,16 @@ def test_a_corrupt_image_that_one_process_reads_stops_both(trained_by_two_proces
     _, outputs = trained_by_two_processes
     assert all("stopped: data.max_corrupt: expected at most 0.10%" in output for output in outputs)
     assert ["7.jpg cannot be decoded" in output for output in outputs].count(True) == 1
+
+
+@pytest.mark.slow
+def test_processes_with_different_data_end_and_the_odd_one_is_named(trained_by_two_processes):
+    _, outputs = trained_by_two_processes
+    host = socket.gethostname()
+    assert all("other: parallel.distributed: expected the same data in every process" in text for text in outputs)
+    assert all(f"found another in process 1 ({host}) than in process 0" in text for text in outputs)
+    assert "only: parallel.distributed: expected the same answer of the data" in outputs[0]
+    assert "only: data.data_dir: expected a folder of images by class, found no" in outputs[1]
 
 
 @pytest.mark.slow
