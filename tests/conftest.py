@@ -1,6 +1,7 @@
 import contextlib
 import os
 import shutil
+import signal
 import subprocess
 
 # Before JAX starts: four virtual devices, so that data parallelism is tested everywhere, and quick compilation, since
@@ -17,6 +18,10 @@ import pytest
 from resnet_jax.config import build
 from resnet_jax.environment import use_compilation_cache
 
+# A job in the background ignores Ctrl-C and closed terminals, and so do its children: tests send these signals.
+for number in (signal.SIGINT, signal.SIGHUP):
+    if signal.getsignal(number) == signal.SIG_IGN:
+        signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 use_compilation_cache()
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)  # several tests need what takes a moment
