@@ -221,7 +221,8 @@ def check_dataset(config: ml_collections.ConfigDict, info: DatasetInfo) -> None:
     if distinct > train_size - held_out:
         raise UserError(
             f"train.batch_size: expected at most the {train_size - held_out} training examples of {config.data.name}, "
-            f"found {distinct} different ones in a batch"
+            f"found {distinct} different ones in a batch; try "
+            f"--config.train.batch_size={1 << (train_size - held_out).bit_length() - 1}"
         )
     colours = {"augment.policy": config.augment.policy != "none", "augment.jitter": any(config.augment.jitter)}
     colours["augment.lighting"] = config.augment.lighting > 0

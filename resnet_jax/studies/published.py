@@ -89,7 +89,8 @@ _LENGTH = ("train.epochs", "train.steps")  # one length in two units
 # run with the other loader as it stands. `parallel.devices` too: batch statistics are those of a device.
 _HARMLESS_GROUPS = ("checkpoint.", "diagnostics.", "log.")
 _HARMLESS = (
-    "seed model.num_classes data.data_dir data.workers data.num_workers data.max_corrupt train.steps_per_call "
+    "seed model.num_classes data.data_dir data.workers data.num_workers data.verify data.max_corrupt "
+    "train.steps_per_call "
     "parallel.wrapper parallel.distributed eval.batch_size eval.every_epochs eval.test_curve"
 ).split()
 

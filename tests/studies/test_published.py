@@ -70,9 +70,10 @@ def test_imagenets_values_say_how_many_crops_they_had(name, shortcut, percent, c
 
 # Keys that no result depends on.
 HARMLESS = set(
-    "seed model.num_classes data.data_dir data.workers data.num_workers data.max_corrupt train.steps_per_call "
-    "parallel.wrapper parallel.distributed eval.batch_size eval.every_epochs eval.test_curve diagnostics.layers "
-    "diagnostics.lesions diagnostics.precise_statistics checkpoint.keep checkpoint.best_metric log.every_steps".split()
+    "seed model.num_classes data.data_dir data.workers data.num_workers data.verify data.max_corrupt "
+    "train.steps_per_call parallel.wrapper parallel.distributed eval.batch_size eval.every_epochs eval.test_curve "
+    "diagnostics.layers diagnostics.lesions diagnostics.precise_statistics checkpoint.keep checkpoint.best_metric "
+    "log.every_steps".split()
 )
 # Valid values where they are no numbers; the first that differs from the recipe's is taken.
 VALUES = {
@@ -98,6 +99,8 @@ VALUES = {
     "augment.jitter": ((0.4, 0.0, 0.0, 0.0),),
     "train.loss": ("bce",),
     "train.bce_threshold": (0.2,),
+    "train.class_weights": ("inverse",),
+    "data.verify": ("full",),
     "optim.name": ("lars",),
     "optim.lr_scaling": ("linear",),
     "optim.weight_decay_mode": ("decoupled",),
