@@ -89,7 +89,7 @@ def load_splits(
 
 
 def fingerprint(splits: dict) -> dict:
-    """What tells data from others, as plain JSON: classes, and number and digest of the examples of each split."""
+    """Identity of data, as plain JSON: classes, and number and digest of the examples of each split."""
     examples = {name: {"examples": len(split), "digest": split.digest()} for name, split in splits.items()}
     return {"classes": list(splits["train"].class_names), **examples}
 
@@ -242,8 +242,6 @@ def open_sources(
             sources, origins = _open_folder(folder, test_size, use_validation_split)
         else:
             sources = _open_shards(folder)
-        for split, source in sources.items():
-            _warn_left_out(split, source)
     else:
         sources = tfds.open_train_and_test(name, data_dir)
     sizes = {split: len(source) for split, source in sources.items()}
@@ -302,22 +300,23 @@ def _open_folder(data_dir, test_size, use_validation_split) -> tuple[dict, dict[
         split: train if split == "train" else FolderSource(path, index_folder(path, train.class_names))
         for split, path in folders.items()
     }
+    _warn_left_out(*sources.values())
     return sources, {split: f"{path.name}/" for split, path in folders.items()}
 
 
 def _divide_folder(data_dir, test_size) -> tuple[dict, dict[str, str]]:
     whole = FolderSource(data_dir, index_folder(data_dir))
+    _warn_left_out(whole)
     kept, held_out = _divide(whole, test_size)
     if not len(kept) or not len(held_out):
         raise UserError(f"data.test_size: expected a part of the {len(whole)} images of {data_dir}, found {test_size}")
     return {"train": Subset(whole, kept), "test": Subset(whole, held_out)}, {"test": "held out by data.test_size"}
 
 
-def _warn_left_out(split, source) -> None:
-    left_out = getattr(source, "left_out", ())
-    if len(left_out):
+def _warn_left_out(*sources) -> None:
+    for source in (source for source in sources if len(source.left_out)):
         warnings.warn(
-            f"data.data_dir: {source.folder}: left out what cannot be read as an image: {', '.join(left_out)}",
+            f"data.data_dir: {source.folder}: left out what cannot be read as an image: {', '.join(source.left_out)}",
             stacklevel=1,
         )
 
@@ -328,4 +327,6 @@ def _open_shards(data_dir):
     if not shards["train"] or test is None:
         raise UserError(f"data.data_dir: expected train*.tar and test*.tar (or val*.tar) in {data_dir}")
     train = TarSource(shards["train"], index_shards(shards["train"], "train"))
-    return {"train": train, "test": TarSource(shards[test], index_shards(shards[test], "test", train.class_names))}
+    scored = TarSource(shards[test], index_shards(shards[test], "test", train.class_names))
+    _warn_left_out(train, scored)
+    return {"train": train, "test": scored}

@@ -192,6 +192,13 @@ def test_a_folder_of_classes_is_divided_by_itself_stratified_and_always_alike(tm
     assert fingerprint(load_splits("folder", 0.1, str(tmp_path), test_size=test_size)) == fingerprint(splits)
 
 
+def test_what_is_left_out_of_a_folder_that_is_divided_is_said_too(tmp_path):
+    write_classes(tmp_path, 5)
+    (tmp_path / "cat" / "notes.txt").write_text("no image")
+    with pytest.warns(UserWarning, match=r"left out .* .txt \(1\)"):
+        open_sources("folder", str(tmp_path))
+
+
 def test_the_folder_that_was_trained_on_can_be_evaluated_as_other_data(tmp_path):
     write_classes(tmp_path / "data" / "train", 6)
     write_classes(tmp_path / "data" / "test", 2)
