@@ -36,17 +36,22 @@ def assert_the_same_end(workdir, reference):
     jax.tree.map(np.testing.assert_array_equal, last_state(workdir), last_state(reference))
 
 
-def stop_after(monkeypatch, step):
-    """Send Ctrl-C when the loop has handed `step` calls to the device."""
+def at_step(monkeypatch, step, act):
+    """Do something when the loop has handed `step` calls to the device."""
     timed, calls = StepTimer.add, []
 
     def counting(self, *arguments):
         timed(self, *arguments)
         calls.append(1)
         if len(calls) == step:
-            os.kill(os.getpid(), signal.SIGINT)
+            act()
 
     monkeypatch.setattr(StepTimer, "add", counting)
+
+
+def stop_after(monkeypatch, step):
+    """Send Ctrl-C when the loop has handed `step` calls to the device."""
+    at_step(monkeypatch, step, lambda: os.kill(os.getpid(), signal.SIGINT))
 
 
 def start_process(workdir, cache=None, **settings):

@@ -1,5 +1,6 @@
 """What disks and people do to a run at work; and numbers that are not finite."""
 
+import importlib
 import os
 import pathlib
 import shutil
@@ -17,25 +18,11 @@ from resnet_jax.checkpoint import SavedSteps
 from resnet_jax.config import build
 from resnet_jax.environment import unseen_accelerator
 from resnet_jax.errors import DivergedError
-from resnet_jax.training.accumulator import StepTimer
 from resnet_jax.workdir import StorageError
-from tests.runs import ROOT
+from tests.runs import ROOT, at_step
 from tests.tiny import tiny_config
 
 QUIET = Console(quiet=True)
-
-
-def at_step(monkeypatch, step, act):
-    """Do something when the loop has handed `step` calls to the device."""
-    timed, calls = StepTimer.add, []
-
-    def counting(self, *arguments):
-        timed(self, *arguments)
-        calls.append(1)
-        if len(calls) == step:
-            act()
-
-    monkeypatch.setattr(StepTimer, "add", counting)
 
 
 def wait_for(path):
@@ -185,8 +172,6 @@ def test_an_accelerator_that_jax_does_not_see_is_pointed_out(tmp_path):
     ],
 )
 def test_an_unknown_flag_of_any_command_gets_the_nearest_one(module, argument, message, capsys):
-    import importlib
-
     with pytest.raises(SystemExit) as end:
         importlib.import_module(f"resnet_jax.{module}").main(["x", argument])
     assert end.value.code == 2 and message in capsys.readouterr().err
