@@ -84,7 +84,7 @@ _MAX_LATEST = 8
 
 
 def _remembered(key: tuple, make: Callable[[], object]) -> object:
-    """What was made for this key, if it is one of the latest: another seed in a process compiles nothing again."""
+    """The value made for this key, if it is one of the latest: another seed in a process compiles nothing again."""
     if key not in _latest:
         while len(_latest) >= _MAX_LATEST:
             del _latest[next(iter(_latest))]

@@ -1,4 +1,4 @@
-"""Which files of a data set are images, and their bytes: regular files of a sane size, and nothing that may hang."""
+"""Image files of a data set, and their bytes: regular files of a sane size, and nothing that may hang."""
 
 import os
 import pathlib

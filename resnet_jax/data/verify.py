@@ -22,12 +22,12 @@ def verify(splits: dict, how: str, max_corrupt: float) -> None:
       UserError: a split has more.
     """
     for source in splits.values() if how in _CHECKS else ():
-        corrupt = np.flatnonzero(find_corrupt(source, how))
+        corrupt = np.flatnonzero(_find_corrupt(source, how))
         warn_corrupt(source, corrupt)
         check_corrupt(len(corrupt), len(source), max_corrupt)
 
 
-def find_corrupt(source, how: str) -> np.ndarray:
+def _find_corrupt(source, how: str) -> np.ndarray:
     """bool (n,): True for an example that fails the check; see `verify`."""
 
     def fails(index):
