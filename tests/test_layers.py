@@ -19,7 +19,7 @@ FILES = {
 }
 # Each layer may import itself and those before it.
 LAYERS = [
-    {"errors", "signals", "workdir", "environment", "commands"},
+    {"errors", "signals", "workdir", "environment", "commands", "progress"},
     {"models", "data"},
     {"checkpoint"},
     {"training"},
@@ -132,12 +132,12 @@ def test_other_frameworks_are_imported_nowhere_but_where_data_are_prepared(packa
         assert not found or module == "resnet_jax.data.prepare", f"{module} imports {package}"
 
 
-def test_only_parallel_names_the_device_axis_and_only_pictures_import_matplotlib():
+def test_only_parallel_names_the_device_axis_and_only_plots_import_matplotlib():
     for module, path in FILES.items():
         text = path.read_text()
         if module != "resnet_jax.training.parallel":
             assert not any(word in text for word in ("pmean", "psum", "axis_index(", "shard_map(")), module
-        if module not in ("resnet_jax.training.plots", "resnet_jax.studies.plots"):
+        if not module.endswith(".plots"):
             assert not any(name.startswith("matplotlib") for name, _ in imports(path)), module
 
 

@@ -22,11 +22,12 @@ from resnet_jax.data.crops import VIEWS
 from resnet_jax.data.device import DeviceLoader
 from resnet_jax.data.info import DATASETS
 from resnet_jax.data.preprocessing import mean_image
-from resnet_jax.data.splits import SPLIT_SETTINGS, check_same_data, dataset_info, fingerprint, load_splits
+from resnet_jax.data.splits import SPLIT_SETTINGS, check_same_data, dataset_info, fingerprint, load_splits, thinned
 from resnet_jax.data.stream import StreamLoader
 from resnet_jax.data.verify import verify
 from resnet_jax.environment import describe_environment
 from resnet_jax.errors import UserError
+from resnet_jax.progress import Watch, unwatched
 from resnet_jax.training.accumulator import Accumulator
 from resnet_jax.training.console import TrainingDisplay, start_screen
 from resnet_jax.training.hooks import ITEMS, TrainingRun, checkpoint_items
@@ -100,6 +101,10 @@ def forget_programs() -> None:
 class Assembly:
     """The parts that runs of one program share: devices, data, and the functions that are compiled for them.
 
+    Args:
+      recipe: recipe of any of the runs.
+      watch: shows how the data are verified; see `progress.watch`.
+
     Attributes:
       recipe: recipe of any of the runs.
       parallel: devices.
@@ -112,14 +117,16 @@ class Assembly:
       UserError: a config that cannot run on this machine, or data that are not there. Nothing is compiled.
     """
 
-    def __init__(self, recipe: Recipe):
+    def __init__(self, recipe: Recipe, watch: Watch = unwatched):
         config = recipe.config
         check_devices(config, jax.device_count(), jax.process_count())
         self.recipe = recipe
         self.parallel = DataParallel(jax.devices()[: config.parallel.devices], config.parallel.wrapper)
-        self.splits = agreed(functools.partial(_open_splits, config), "answer of the data")
+        self.splits = {**agreed(functools.partial(_open_splits, config, watch), "answer of the data")}
         self.data = fingerprint(self.splits)
         check_same_everywhere(json.dumps(self.data).encode(), "data")
+        for split in self.splits.keys() - {"train"}:
+            self.splits[split] = thinned(self.splits[split], config.eval.max_examples)
         recipe.check_batch_statistics(self.parallel.shards)
         self.class_weights = class_weights(
             config.train.class_weights, self.splits["train"].labels, recipe.info.num_classes
@@ -167,11 +174,11 @@ class Assembly:
         return Program(train_step, eval_step, batch_of, loader, parallel, vmapped=vmapped)
 
 
-def _open_splits(config) -> dict:
+def _open_splits(config, watch) -> dict:
     splits = load_splits(**{name: config.data[name] for name in SPLIT_SETTINGS})
     key = (json.dumps(fingerprint(splits)), config.data.data_dir, config.data.verify)
     if config.data.loader == "stream" and key not in _verified:
-        verify(splits, config.data.verify, config.data.max_corrupt)
+        verify(splits, config.data.verify, config.data.max_corrupt, watch)
         _verified.add(key)
     return splits
 
@@ -248,7 +255,7 @@ def _make_initialize(recipe: Recipe) -> Callable:
 
 @contextlib.contextmanager
 def open_run(
-    recipe: Recipe, assembly: Assembly, workdir: pathlib.Path, console: Console, bars: Progress | None = None
+    recipe: Recipe, assembly: Assembly, workdir: pathlib.Path, console: Console, bars: Progress
 ) -> Iterator[TrainingRun]:
     """A run at its start, or where its last checkpoint left it; its workdir is locked meanwhile.
 
@@ -272,7 +279,8 @@ def open_run(
         if main:
             _describe_run(workdir, config, environment, card.to_json(), changed)
         log = stack.enter_context(MetricsLog(workdir, step, enabled=main, test_curve=recipe.test_curve))
-        display = stack.enter_context(TrainingDisplay(console, step, recipe.num_steps, bars))
+        length = recipe.num_steps, recipe.epoch(recipe.num_steps)
+        display = stack.enter_context(TrainingDisplay(console, bars, step, *length))
         accumulator, seconds, data = Accumulator(notes["sums"]), notes["seconds"], assembly.data
         yield TrainingRun(
             *(recipe, workdir, console, card.to_json(), data, checkpoints, log, display, accumulator, seconds),

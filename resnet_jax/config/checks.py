@@ -44,8 +44,8 @@ _CHOICES = {
     "checkpoint.best_metric": (*METRICS, *(f"ema_{metric}" for metric in METRICS)),
 }
 _MAY_BE_NONE = (
-    "model.shortcut model.stem data.image_size data.num_workers eval.image_size train.bce_threshold parallel.devices "
-    "train.epochs train.steps"
+    "model.shortcut model.stem data.image_size data.num_workers eval.image_size eval.max_examples train.bce_threshold "
+    "parallel.devices train.epochs train.steps"
 ).split()
 
 _MAX_SIDE = 8192  # pixels
@@ -53,7 +53,7 @@ _RANGES = {
     "at least 1": (
         lambda x: x >= 1,
         "norm.groups norm.group_size train.batch_size train.steps train.grad_accum_steps train.steps_per_call "
-        "parallel.devices eval.batch_size checkpoint.keep log.every_steps augment.repeats",
+        "parallel.devices eval.batch_size eval.max_examples checkpoint.keep log.every_steps augment.repeats",
     ),
     "1 to 16": (lambda x: 1 <= x <= 16, "augment.num_ops"),
     f"1 to {_MAX_SIDE}": (lambda x: 1 <= x <= _MAX_SIDE, "data.image_size eval.image_size"),

@@ -143,6 +143,7 @@ def _parallel() -> ml_collections.ConfigDict:
 def _eval() -> ml_collections.ConfigDict:
     evaluation = ml_collections.ConfigDict()
     evaluation.batch_size = 1000  # global; rounded up to a multiple of the devices
+    evaluation.max_examples = placeholder(int)  # of each split, evenly spread: a quick look, no result; default: all
     evaluation.image_size = placeholder(int)  # of the stream; default: data.image_size
     evaluation.crop_fraction = 0.875  # of the stream: the centre's share of the resized short side
     evaluation.interpolation = "bilinear"  # of the stream, antialiased; or bicubic

@@ -1,9 +1,11 @@
 """Training from a config: one run, or several that share a program."""
 
 import contextlib
+import functools
 import multiprocessing
 import pathlib
 import signal
+import time
 from collections.abc import Callable, Sequence
 
 import jax.numpy as jnp
@@ -26,6 +28,7 @@ from resnet_jax.config.flags import is_study
 from resnet_jax.config.stored import with_old_defaults
 from resnet_jax.environment import memory_errors, unseen_accelerator, use_compilation_cache
 from resnet_jax.errors import DivergedError, UserError
+from resnet_jax.progress import progress_bars, watch
 from resnet_jax.training.console import end_screen
 from resnet_jax.training.hooks import TrainingRun
 from resnet_jax.training.logs import read_metrics
@@ -64,13 +67,8 @@ def train(
       StorageError: a full disk, or a workdir that is gone.
       InterruptedRun: asked to stop; a checkpoint was saved.
     """
-    if not isinstance(config, ml_collections.ConfigDict) or is_study(config):
-        raise UserError("train: expected the config of an experiment, as from get_config; for a study see ablate")
-    if getattr(multiprocessing.current_process(), "_inheriting", False):  # as multiprocessing's own check has it
-        raise UserError(
-            "train: expected to be called in the main process, found a worker process that imports the script: put the "
-            'call under if __name__ == "__main__": (data.workers=processes starts the script again in each worker)'
-        )
+    started = time.perf_counter()
+    _check_call(config)
     use_compilation_cache()
     if config.parallel.distributed:
         join_processes()
@@ -82,19 +80,31 @@ def train(
         console.print(f"This run is complete: {workdir}", highlight=False, soft_wrap=True)
     else:
         recipe = make_recipe(config)
-        assembly = Assembly(recipe)
         if advice := unseen_accelerator():
             console.print(advice, soft_wrap=True)
         with contextlib.ExitStack() as stack:
+            bars = bars or stack.enter_context(progress_bars(console))
+            assembly = Assembly(recipe, functools.partial(watch, bars))
             stack.enter_context(memory_errors())
             stop_requested = stop_requested or stack.enter_context(stop_requests(console))
             run = stack.enter_context(open_run(recipe, assembly, workdir, console, bars))
             run.program = assembly.program(random_keys(config.seed)[0])
             stack.callback(run.program.loader.close)
+            run.seconds_before += time.perf_counter() - started
             result = train_run(run, stop_requested)
             _write_result(run, result)
     console.print(end_screen(result, workdir))
     return result
+
+
+def _check_call(config) -> None:
+    if not isinstance(config, ml_collections.ConfigDict) or is_study(config):
+        raise UserError("train: expected the config of an experiment, as from get_config; for a study see ablate")
+    if getattr(multiprocessing.current_process(), "_inheriting", False):  # as multiprocessing's own check has it
+        raise UserError(
+            "train: expected to be called in the main process, found a worker process that imports the script: put the "
+            'call under if __name__ == "__main__": (data.workers=processes starts the script again in each worker)'
+        )
 
 
 def train_together(

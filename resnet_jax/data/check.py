@@ -17,6 +17,7 @@ from resnet_jax.data.decode import CorruptImage, decode
 from resnet_jax.data.files import FORMATS
 from resnet_jax.data.reader import prefetch
 from resnet_jax.data.splits import open_sources
+from resnet_jax.progress import progress_bars, watch
 
 _SHOWN = 10  # of a list of files
 
@@ -29,7 +30,8 @@ def print_check(console: Console, sources: Mapping) -> None:
       sources: by name of the split; see `sources`.
     """
     console.print(_counts(sources))
-    looks = {split: list(_look(source)) for split, source in sources.items()}
+    with progress_bars(console) as bars:
+        looks = {split: list(watch(bars, split, _look(source), len(source))) for split, source in sources.items()}
     table = Table(title="images", title_justify="left")
     for column in ("split", "height x width: min, median, max", "modes", "suffixes", "corrupt"):
         table.add_column(column, overflow="fold")

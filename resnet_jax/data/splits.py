@@ -163,6 +163,14 @@ def _divide(source, size) -> tuple[np.ndarray, np.ndarray]:
     return np.setdiff1d(np.arange(len(source)), held_out), held_out
 
 
+def thinned(source, count: int | None):
+    """`count` examples of a source, evenly spread; the source itself if it has no more, or for None."""
+    if count is None or count >= len(source):
+        return source
+    ids = np.arange(count) * len(source) // count
+    return source.take(ids) if isinstance(source, ArrayDataset) else Subset(source, ids)
+
+
 def stratified_holdout(labels: np.ndarray, size: int) -> np.ndarray:
     """`size` example ids, sorted, in which each class has its share (to within one example).
 

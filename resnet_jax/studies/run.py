@@ -17,10 +17,10 @@ from resnet_jax.config.build import Assembly, make_recipe, shared_program
 from resnet_jax.config.train import speed_up, train, train_together
 from resnet_jax.environment import describe_environment, use_compilation_cache
 from resnet_jax.errors import InterruptedRun, UserError, WorkdirInUse
+from resnet_jax.progress import progress_bars
 from resnet_jax.studies.estimate import Stopwatch
 from resnet_jax.studies.grow import claim, grown, write_results
 from resnet_jax.studies.study import StudyRun, check_study, collect, run_config
-from resnet_jax.training.console import progress_bars
 from resnet_jax.training.parallel import is_main_process
 from resnet_jax.training.preemption import stop_requests
 from resnet_jax.workdir import absolute, storage_errors, write_json, write_text
@@ -73,7 +73,7 @@ def run_study(
     if is_main_process():
         write_results(workdir)
     with storage_errors(workdir), progress_bars(console) as bars, stop_requests(console) as stop_requested:
-        task = bars.add_task("runs", total=len(runs), completed=finished, values="")
+        task = bars.add_task("runs", total=len(runs), completed=finished)
         for group in _groups(unfinished, study.replicas, console):
             bars.update(task, values=", ".join(map(_name, group)))
             for run, outcome in zip(group, _train(group, bars, stop_requested), strict=True):

@@ -1,16 +1,17 @@
 """Screens, progress bars and lines: a run as people see it."""
 
 import datetime
-import importlib.util
 import os
 import pathlib
 import shlex
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 from rich.console import Console, Group
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import Progress
 from rich.table import Table
+
+from resnet_jax.progress import watch
 
 
 def start_screen(rows: Mapping[str, str]) -> Table:
@@ -40,7 +41,9 @@ def end_screen(result: dict, workdir: pathlib.Path) -> Group:
 
 
 def _scores(result: dict) -> Table:
-    table = Table(title=f"Results on {result['data']}", title_justify="left")
+    trial = f" (eval.max_examples={result['max_examples']}: a quick look)" if result.get("max_examples") else ""
+    title = f"Results on {result['data']}{trial}"
+    table = Table(title=title, title_justify="left", min_width=len(title))
     with_top5 = result.get("classes", 1000) > 5  # else it is always 100%
     for column in ("weights", "step", "split", "accuracy", *(["top-5"] if with_top5 else []), "loss"):
         table.add_column(column, justify="left" if column in ("weights", "split") else "right")
@@ -70,59 +73,42 @@ def _two_columns(title: str | None, rows: dict[str, str]) -> Table:
     return table
 
 
-def progress_bars(console: Console) -> Progress:
-    """Progress bars on a terminal or in a notebook, nothing elsewhere. A context manager."""
-    return Progress(
-        TextColumn("{task.description}", markup=False),
-        BarColumn(bar_width=6),
-        TextColumn("{task.completed}/{task.total}"),
-        TextColumn("{task.fields[values]}", markup=False),
-        TimeRemainingColumn(compact=True),
-        console=console,
-        disable=not _is_live(console),
-        refresh_per_second=4,
-    )
-
-
 class TrainingDisplay:
-    """A progress bar on a terminal, plain lines elsewhere. A context manager.
+    """Progress bars on a terminal, plain lines elsewhere. A context manager.
 
     Args:
       console: for the lines.
-      first_step, num_steps: where the bar begins and ends.
-      bars: the run's bar goes among these; None for one of its own.
+      bars: the run's go among these.
+      first_step, num_steps: where the run's bar begins and ends.
+      num_epochs: length of the run.
     """
 
-    def __init__(self, console: Console, first_step: int, num_steps: int, bars: Progress | None = None):
-        self._console = console
-        self._first_step = first_step
+    def __init__(self, console: Console, bars: Progress, first_step: int, num_steps: int, num_epochs: float):
+        self._console, self._bars = console, bars
+        self._first_step, self._num_steps, self._num_epochs = first_step, num_steps, num_epochs
         self._start = time.perf_counter()
-        self._num_steps = num_steps
-        self._bars = bars or progress_bars(console)
-        self._owns_bars = bars is None
-        self._next_update = float("inf") if self._bars.disable else 0.0
-        self._compiling = True
-        self._task = self._bars.add_task("train", total=num_steps, completed=first_step, values="compiling")
+        self._next_update = float("inf") if bars.disable else 0.0
+        self._task = bars.add_task(self._epoch(first_step), total=num_steps, completed=first_step)
+        self._compiling = bars.add_task("compiling the training step", total=None)
 
     def __enter__(self) -> "TrainingDisplay":
-        if self._owns_bars:
-            self._bars.start()
         return self
 
     def __exit__(self, *_) -> None:
-        if self._owns_bars:
-            self._bars.stop()
-        else:
-            self._bars.remove_task(self._task)
+        for task in {self._task, self._compiling} & set(self._bars.task_ids):
+            self._bars.remove_task(task)
 
     def advance(self, step: int) -> None:
         """Move the bar; cheap enough for every step."""
         if time.perf_counter() > self._next_update:
-            if self._compiling:
-                self._bars.update(self._task, values="training")
-                self._compiling = False
-            self._bars.update(self._task, completed=step)
+            if self._compiling in self._bars.task_ids:
+                self._bars.remove_task(self._compiling)
+            self._bars.update(self._task, description=self._epoch(step), completed=step)
             self._next_update = time.perf_counter() + 0.2
+
+    def watch(self, name: str, items: Iterable, total: int) -> Iterator:
+        """The items of a phase of the run, with a bar as long as they are worked through."""
+        return watch(self._bars, name, items, total)
 
     def train(self, step: int, epoch: float, values: dict[str, float]) -> None:
         """Show the training metrics of the last window."""
@@ -130,8 +116,8 @@ class TrainingDisplay:
             f"loss {values['loss']:.3g} acc {values['accuracy']:.1%} lr {values['learning_rate']:.2g} "
             f"{values['images_per_second']:,.0f} img/s wait {values['input_wait']:.0%}"
         )
-        self._bars.update(self._task, completed=step, values=text)
-        if not _is_live(self._console):
+        self._bars.update(self._task, description=self._epoch(step), completed=step, values=text)
+        if self._bars.disable:
             elapsed = time.perf_counter() - self._start
             left = elapsed / (step - self._first_step) * (self._num_steps - step)
             self.say(
@@ -139,18 +125,27 @@ class TrainingDisplay:
                 f"left {datetime.timedelta(seconds=round(left))}"
             )
 
-    def evaluation(self, split: str, epoch: float, values: dict[str, float]) -> None:
-        """Show metrics of an evaluation."""
-        text = "  ".join(
-            f"{name} {value:.4f}" if name.endswith("loss") else f"{name} {value:.2%}" for name, value in values.items()
-        )
-        self.say(f"epoch {epoch:6.1f}  {split}: {text}")
+    def evaluation(self, epoch: float, scores: Mapping[str, Mapping[str, float]]) -> None:
+        """Show loss and accuracy by split, on one line: two splits have room on 80 columns."""
+        shown = (f"{split}: {_in_words(values)}" for split, values in scores.items() if values)
+        self.say(f"epoch {epoch:5.1f}  {'  '.join(shown)}")
+
+    def scoring(self, step: int) -> None:
+        """Say that the weights of a step are scored at the end: a bar shows it on a terminal, a line elsewhere."""
+        if self._bars.disable:
+            self.say(f"scoring the weights of step {step}")
 
     def say(self, text: str) -> None:
-        """A line above the bar."""
+        """A line above the bars."""
         self._console.print(text, highlight=False, markup=False, soft_wrap=True)
 
+    def _epoch(self, step: int) -> str:
+        return f"epoch {step / self._num_steps * self._num_epochs:.1f}/{self._num_epochs:.1f}"
 
-def _is_live(console: Console) -> bool:
-    # Rich draws bars in a notebook by ipywidgets; without them lines are better.
-    return console.is_terminal or (console.is_jupyter and importlib.util.find_spec("ipywidgets") is not None)
+
+_SHOWN = {"loss": ("loss", ".4f"), "accuracy": ("acc", ".2%")}
+_SHOWN |= {f"ema_{name}": (f"ema {word}", form) for name, (word, form) in _SHOWN.items()}
+
+
+def _in_words(values: Mapping[str, float]) -> str:
+    return " ".join(f"{word} {values[name]:{form}}" for name, (word, form) in _SHOWN.items() if name in values)

@@ -8,6 +8,7 @@ import signal
 import time
 from collections.abc import Callable
 
+import numpy as np
 from rich.console import Console
 
 from resnet_jax.checkpoint.store import Checkpoints
@@ -85,7 +86,7 @@ class TrainingRun:
         return metrics, {"learning_rate": self.recipe.learning_rate(step - 1), "images_per_second": rate}
 
     def _scores(self, variables, split):
-        rows = self.program.evaluate(variables, split)
+        rows = self.program.evaluate(variables, split, self.display.watch)
         check_corrupt(rows["corrupt"].sum(), len(rows["loss"]), self.recipe.max_corrupt)
         return scores(rows)
 
@@ -95,6 +96,7 @@ class TrainingRun:
         return {
             "data": recipe.data_name,
             "classes": recipe.info.num_classes,
+            "max_examples": recipe.max_examples,
             "step": step,
             "steps": recipe.num_steps,
             "parameters": recipe.num_parameters,
@@ -188,14 +190,26 @@ class Evaluate(Hook):
         run = self.run
         if not run.recipe.is_eval_step(step):
             return
-        found = {}
+        found = {"train": self._training_scores(step)}
         for split in ("validation", "test"):
             wanted = split == "validation" or run.recipe.test_curve
             if split in run.program.loader.splits and wanted:
                 found[split], others = run.evaluate(state, split, step)
                 run.log.write(split, step, run.recipe.epoch(step), {**found[split], **others})
-                run.display.evaluation(split, run.recipe.epoch(step), found[split])
+        run.display.evaluation(run.recipe.epoch(step), found)
         self.scores = found.get("validation")
+
+    def _training_scores(self, step) -> dict[str, float]:
+        """Scores of the training batches since the evaluation before."""
+        lines, is_eval_step = self.run.log.train_scores, self.run.recipe.is_eval_step
+        before = max((line for line in lines if line < step and is_eval_step(line)), default=0)
+        steps = [line for line in lines if line > before]
+        weights = np.diff([before, *steps])
+        return {
+            name: float(np.average([lines[line][name] for line in steps], weights=weights))
+            for name in ("loss", "accuracy")
+            if steps
+        }
 
 
 class Save(Hook):

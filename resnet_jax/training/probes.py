@@ -32,20 +32,21 @@ class LayerProbe:
         }
 
 
-def probe_lesions(program: Program, model, variables: dict, split: str) -> dict:
+def probe_lesions(program: Program, model, variables: dict, split: str, watch: Callable) -> dict:
     """Accuracy on a split with all blocks, without each ("removed"), and with neighbours exchanged ("swapped")."""
 
     def accuracy(variables):
         return scores(program.evaluate(variables, split))["accuracy"]
 
     found = {"accuracy": accuracy(variables), "removed": {}, "swapped": {}}
-    for kind, name, lesioned in lesions(model, variables):
+    cut = list(lesions(model, variables))
+    for kind, name, lesioned in watch("lesions", cut, len(cut)):
         found[kind][name] = accuracy(lesioned)
     return found
 
 
 def probe_batch_statistics(
-    program: Program, model_without_momentum, state: TrainState, batches: int, split: str
+    program: Program, model_without_momentum, state: TrainState, batches: int, split: str, watch: Callable
 ) -> dict[str, dict[str, float]]:
     """Scores on a split with the "running" statistics, and with "precise" ones over an epoch of training batches.
 
@@ -55,11 +56,12 @@ def probe_batch_statistics(
       state: on the devices.
       batches: number of training batches, from the first on.
       split: name of the split.
+      watch: see `progress.watch`.
     """
     moments_of_batch = make_batch_moments(model_without_momentum, mean=program.parallel.mean)
     compiled = _on_batch(program, moments_of_batch)
     total = jax.tree.map(np.zeros_like, jax.device_get(state.batch_stats))
-    for step in range(batches):
+    for step in watch("precise batch statistics", range(batches), batches):
         moments = jax.device_get(compiled(state.replace(step=np.int32(step)), program.inputs(step)))
         total = jax.tree.map(np.add, total, moments)
     precise = statistics_of_moments(jax.tree.map(lambda x: x / batches, total))

@@ -78,10 +78,12 @@ class Program:
     def _compile_eval_step(self, split: str) -> Callable:
         return self.parallel.compile(self._eval_step(split))
 
-    def evaluate(self, variables: dict, split: str) -> dict[str, np.ndarray]:
+    def evaluate(self, variables: dict, split: str, watch: Callable | None = None) -> dict[str, np.ndarray]:
         """The rows of `make_eval_step` for a split, each example exactly once, in its stored order."""
-        step = self._eval_steps(split)
-        batches = [jax.device_get(step(variables, inputs)) for inputs in self.loader.eval_inputs(split)]
+        step, inputs = self._eval_steps(split), self.loader.eval_inputs(split)
+        if watch:  # see `progress.watch`
+            inputs = watch(split, inputs, -(-len(self.loader.splits[split]) // self.loader.eval_batch_size(split)))
+        batches = [jax.device_get(step(variables, each)) for each in inputs]
         rows = {name: np.concatenate([batch[name] for batch in batches]) for name in batches[0]}
         rows = {name: values[rows["mask"]] for name, values in rows.items() if name != "mask"}
         expected = len(self.loader.splits[split])

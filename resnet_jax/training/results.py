@@ -11,14 +11,15 @@ def final_result(run: TrainingRun, state: TrainState) -> dict:
     """The content of `result.json`."""
     recipe, program = run.recipe, run.program
     run.checkpoints.wait()
-    result = {"completed": True, **run.progress(recipe.num_steps), **_final_scores(run, state)}
+    found = _final_scores(run, state)
     if recipe.wants_lesions:
-        result["lesions"] = probe_lesions(program, recipe.model, state.variables, "test")
+        found["lesions"] = probe_lesions(program, recipe.model, state.variables, "test", run.display.watch)
     if recipe.wants_precise_statistics and state.batch_stats:
         batches = -(-recipe.num_examples // recipe.batch_size)
         model = recipe.create_model(momentum=0.0, **recipe.batch_statistics_axis(program.parallel))
-        result["batch_statistics"] = probe_batch_statistics(program, model, state, batches, "test")
-    return result
+        probed = probe_batch_statistics(program, model, state, batches, "test", run.display.watch)
+        found["batch_statistics"] = probed
+    return {"completed": True, **run.progress(recipe.num_steps), **found}
 
 
 def _final_scores(run: TrainingRun, state: TrainState) -> dict[str, dict]:
@@ -33,6 +34,7 @@ def _final_scores(run: TrainingRun, state: TrainState) -> dict[str, dict]:
     best_state = state.replace(**run.program.parallel.replicate(best))
     scores = {}
     for scored_step, scored in sorted({step: state, best_step: best_state}.items()):
+        run.display.scoring(scored_step)
         scores[scored_step] = {"step": scored_step, "train": run.log.train_scores.get(scored_step)}
         for split in (name for name in run.program.loader.splits if name != "train"):
             scores[scored_step][split], others = run.evaluate(scored, split, scored_step)

@@ -91,6 +91,7 @@ VALUES = {
     "data.loader": ("device", "stream"),
     "data.workers": ("processes",),
     "data.num_workers": (3,),
+    "eval.max_examples": (100,),
     "augment.view": ("random_resized",),
     "augment.area": ((0.5, 1.0),),
     "augment.short_sides": ((256, 257),),

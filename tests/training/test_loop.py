@@ -4,6 +4,7 @@ import os
 import re
 import subprocess
 import sys
+import time
 
 import jax
 import numpy as np
@@ -11,10 +12,13 @@ import pytest
 from rich.console import Console
 
 import resnet_jax
-from resnet_jax import UserError, evaluate, train
+from resnet_jax import UserError, evaluate, progress, train
 from resnet_jax.checkpoint import SavedSteps
+from resnet_jax.config import build
 from resnet_jax.errors import DivergedError
-from resnet_jax.training.console import TrainingDisplay, progress_bars
+from resnet_jax.progress import progress_bars
+from resnet_jax.training import console as console_module
+from resnet_jax.training.console import TrainingDisplay
 from resnet_jax.training.logs import read_metrics
 from resnet_jax.training.program import Program
 from resnet_jax.training.step import make_train_step
@@ -142,8 +146,8 @@ def test_a_loss_that_is_not_finite_stops_the_run_before_it_is_saved(tmp_path, mo
 def test_a_validation_loss_that_is_not_finite_is_not_saved(tmp_path, monkeypatch):
     evaluate_split = Program.evaluate
 
-    def broken(self, variables, split):
-        rows = evaluate_split(self, variables, split)
+    def broken(self, variables, split, watch):
+        rows = evaluate_split(self, variables, split, watch)
         return {**rows, "loss": np.full_like(rows["loss"], np.inf)}
 
     monkeypatch.setattr(Program, "evaluate", broken)
@@ -152,19 +156,90 @@ def test_a_validation_loss_that_is_not_finite_is_not_saved(tmp_path, monkeypatch
     assert "Infinity" not in (tmp_path / "metrics.jsonl").read_text()
 
 
-def test_the_progress_bar_fits_80_columns():
-    console = Console(width=80, force_terminal=True, file=io.StringIO())
-    bars = progress_bars(console)
-    display = TrainingDisplay(console, 0, 7000, bars)
-    values = {"loss": 0.12345, "accuracy": 0.98761, "learning_rate": 0.09456, "images_per_second": 13364.2}
-    values["input_wait"] = 0.996
-    display.train(3500, 12.3, values)
+def screen(console, bars):
+    """What the bars look like, without colours."""
     with console.capture() as capture:
         console.print(bars.get_renderable())
-    lines = capture.get().splitlines()
-    assert len(lines) == 1
-    for text in ("━", "3500/7000", "loss 0.123", "acc 98.8%", "lr 0.095", "13,364 img/s", "wait 100%", "--:--"):
-        assert text in re.sub(r"\x1b\[[0-9;]*m", "", lines[0])
+    return re.sub(r"\x1b\[[0-9;]*m", "", capture.get()).splitlines()
+
+
+@pytest.mark.parametrize("width", [80, 160])
+def test_the_bar_has_the_terminals_width_and_the_epoch(width):
+    console = Console(width=width, force_terminal=True, file=io.StringIO())
+    bars = progress_bars(console)
+    display = TrainingDisplay(console, bars, 0, 7000, 2000.0)
+    values = {"loss": 0.12345, "accuracy": 0.98761, "learning_rate": 0.09456, "images_per_second": 13364.2}
+    display.advance(1)
+    display.train(3500, 1000.0, {**values, "input_wait": 0.996})
+    bar, line = screen(console, bars)
+    assert re.fullmatch(r"epoch 1000.0/2000.0 ━+╺?━* 3500/7000 \d\d:\d\d *", bar.replace("╸", "━")), bar
+    assert len(bar) == width and bar.count("━") > width - 45
+    assert line == "loss 0.123 acc 98.8% lr 0.095 13,364 img/s wait 100%"
+
+
+def test_every_phase_has_a_bar_and_leaves_none(tmp_path, monkeypatch):
+    phases = []
+    watch_phase = progress.watch
+
+    def watching(bars, name, items, total):
+        task_ids = list(bars.task_ids)
+        for index, item in enumerate(watch_phase(bars, name, items, total)):
+            assert len(bars.task_ids) == len(task_ids) + 1
+            phases.append((name, index, total))
+            yield item
+        assert bars.task_ids == task_ids
+
+    monkeypatch.setattr(console_module, "watch", watching)
+    console = Console(force_terminal=True, file=io.StringIO())
+    steps = {"train__steps": 4, "eval__batch_size": 150, "eval__every_epochs": 1.0}
+    inside = {"diagnostics__lesions": True, "diagnostics__precise_statistics": True}
+    train(tiny_config(**steps, **inside), tmp_path, console)
+    scored = [("validation", 0, 2), ("validation", 1, 2), ("test", 0, 3), ("test", 1, 3), ("test", 2, 3)]
+    assert phases[:7] == [*scored[:2], *scored]
+    assert ("lesions", 1, 2) in phases and ("precise batch statistics", 19, 20) in phases
+
+
+def test_the_time_is_that_of_the_whole_run(tmp_path, monkeypatch):
+    """On a clock that runs 1,000 s ahead with every evaluation, and 100,000 s with the data."""
+    ahead, clock = [0], time.perf_counter
+    monkeypatch.setattr(time, "perf_counter", lambda: clock() + ahead[0])
+    for owner, name, seconds in ((Program, "evaluate", 1_000), (build, "load_splits", 100_000)):
+        original = getattr(owner, name)
+
+        def slow(*arguments, original=original, seconds=seconds, **settings):
+            ahead[0] += seconds
+            return original(*arguments, **settings)
+
+        monkeypatch.setattr(owner, name, slow)
+    result = train(tiny_config(train__steps=4, eval__every_epochs=1.0), tmp_path)
+    assert 103_000 < result["seconds"] < 104_000  # one evaluation, and two splits at the end
+
+
+def test_the_screen_keeps_the_training_scores_of_an_epoch_beside_those_of_the_validation(tmp_path):
+    console = Console(force_terminal=True, file=io.StringIO(), width=160)
+    train(tiny_config(train__steps=20), tmp_path, console)
+    lines = [line for line in read_metrics(tmp_path / "metrics.jsonl") if line["split"] == "train"]
+    assert [line["step"] for line in lines] == [4, 8, 10, 12, 16, 20]
+    parts = (4 / 10, 4 / 10, 2 / 10), (2 / 10, 4 / 10, 4 / 10)
+    expected = [
+        sum(part * line["loss"] for part, line in zip(*one, strict=True))
+        for one in zip(parts, (lines[:3], lines[3:]), strict=True)
+    ]
+    found = re.findall(r"epoch .*? train: loss (\S+) acc \S+%  validation: loss", console.file.getvalue())
+    assert [float(loss) for loss in found] == pytest.approx(expected, abs=1e-4)
+
+
+def test_a_quick_look_scores_examples_that_are_evenly_spread(tmp_path):
+    console = Console(file=io.StringIO(), width=160)
+    settings = {"eval__max_examples": 50, "train__steps": 4, "eval__every_epochs": 1.0}
+    result = train(tiny_config(**settings), tmp_path, console)
+    model, variables = resnet_jax.load_checkpoint(tmp_path, step="latest")
+    images, labels = resnet_jax.load_data(tmp_path, "test")
+    some = np.arange(50) * 360 // 50
+    right = model.apply(variables, images[some], train=False).argmax(axis=-1) == labels[some]
+    assert result["last"]["test"]["accuracy"] == pytest.approx(float(right.mean()))
+    assert "Results on digits (eval.max_examples=50: a quick look)" in console.file.getvalue()
+    assert evaluate.evaluate(tmp_path)["count"] == 360
 
 
 def test_a_rate_that_is_far_too_high_stops_the_run(tmp_path):

@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 
 from resnet_jax.config.build import make_recipe
+from resnet_jax.progress import unwatched
 from resnet_jax.training.probes import LayerProbe, probe_batch_statistics, probe_lesions
 from tests.tiny import build, tiny_config
 
@@ -35,8 +36,8 @@ def test_what_a_run_measures_after_training_is_scored_on_its_splits():
         state, _ = program.train_steps(1)(state, program.inputs(step))
     # With such a momentum the running statistics are still the initial ones, and useless.
     model = recipe.create_model(momentum=0.0)
-    scores = probe_batch_statistics(program, model, state, batches=20, split="test")
+    scores = probe_batch_statistics(program, model, state, batches=20, split="test", watch=unwatched)
     assert scores["precise"]["loss"] < scores["running"]["loss"] - 0.05
-    found = probe_lesions(program, recipe.model, state.variables, "test")
+    found = probe_lesions(program, recipe.model, state.variables, "test", unwatched)
     assert found["accuracy"] == scores["running"]["accuracy"]
     assert found["removed"].keys() == {"stage1_block1", "stage2_block1"}

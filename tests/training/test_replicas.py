@@ -7,7 +7,7 @@ from rich.console import Console
 from resnet_jax import UserError, load_checkpoint, train
 from resnet_jax.config.train import shared_program, train_together
 from resnet_jax.errors import DivergedError
-from resnet_jax.training.console import progress_bars
+from resnet_jax.progress import progress_bars
 from resnet_jax.training.hooks import Preempt
 from resnet_jax.training.logs import read_metrics
 from tests.tiny import tiny_config
