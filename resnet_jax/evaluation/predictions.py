@@ -58,6 +58,27 @@ class Predictions:
         labels = np.array([labels[0] for labels in self.labels if len(labels) == 1], int)
         return per_class_accuracy(self.correct[single], labels, class_names)
 
+    def confusion(self, num_classes: int) -> np.ndarray:
+        """int (classes, classes): how many examples of each true class (rows) have which predicted class.
+
+        Examples with another number of right classes than one, and corrupt images, are left out.
+        """
+        counts = np.zeros((num_classes, num_classes), int)
+        for labels, guess in zip(self.labels, self.predicted, strict=True):
+            if len(labels) == 1 and guess >= 0:
+                counts[labels[0], guess] += 1
+        return counts
+
+    @property
+    def mistakes(self) -> np.ndarray:
+        """bool (n,): True for a wrong prediction of an image that can be decoded."""
+        return self.counts & ~self.correct & (np.asarray(self.predicted) >= 0)
+
+    def worst(self, count: int) -> np.ndarray:
+        """Indices of up to `count` mistakes, those with the largest loss first."""
+        wrong = np.flatnonzero(self.mistakes)
+        return wrong[np.argsort(-np.asarray(self.losses)[wrong], kind="stable")][:count]
+
     def write(self, path: str | pathlib.Path) -> None:
         """Write comma-separated values, one line for each example."""
         judged = zip(self.names, self.labels, self.predicted, self.correct, self.in_top5, self.losses, strict=True)

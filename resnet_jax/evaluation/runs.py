@@ -12,6 +12,7 @@ from resnet_jax.errors import UserError
 from resnet_jax.evaluation.predictions import Predictions
 from resnet_jax.evaluation.score import Scorer
 from resnet_jax.evaluation.sets import open_evaluation_set
+from resnet_jax.progress import Watch, unwatched
 
 
 def predict(
@@ -24,6 +25,7 @@ def predict(
     data_dir: str | None = None,
     view: str = "center",
     flip: bool = False,
+    watch: Watch = unwatched,
 ) -> Predictions:
     """Per-example predictions of a checkpoint.
 
@@ -37,16 +39,17 @@ def predict(
       data_dir: where the data are; default: where the run found its own, if TensorFlow Datasets prepared those.
       view: a key of `crops.EVALUATION_VIEWS`; the probabilities that several views of an image give are averaged.
       flip: average over the mirror images, too.
+      watch: see `progress.watch`.
 
     Raises:
       UserError: no run, split, step or data; a view that these images do not have; too many corrupt images.
     """
     use_compilation_cache()
     card, model, variables = load_model(path, step, ema=ema)
-    source, possible = _open_source(card, split, data, data_dir)
+    source, possible = open_source(card, split, data, data_dir)
     scorer = Scorer(model, variables, card.create_preprocessing(), view, flip, card.max_corrupt)
     with memory_errors():
-        return scorer.predict(source, possible)
+        return scorer.predict(source, possible, watch)
 
 
 def evaluate(path: str | pathlib.Path, split: str = "test", step: str | int = "best", *, ema: bool = False) -> dict:
@@ -65,7 +68,10 @@ def evaluate(path: str | pathlib.Path, split: str = "test", step: str | int = "b
     return {**predictions.scores(), "per_class": predictions.per_class(load_card(path, step).class_names)}
 
 
-def _open_source(card: ModelCard, split, data, data_dir) -> tuple[object, np.ndarray | None]:
+def open_source(
+    card: ModelCard, split: str, data: str | None, data_dir: str | None
+) -> tuple[object, np.ndarray | None]:
+    """The examples that `predict` scores, and the classes that are possible; see `sets.open_evaluation_set`."""
     if data is not None and _is_of_run(card, data):
         data, split = None, "test"  # the folder that training took, which it may have divided itself
     if data is not None:

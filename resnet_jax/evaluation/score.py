@@ -13,6 +13,7 @@ from resnet_jax.data.preprocessing import Preprocessing
 from resnet_jax.data.reader import prefetch
 from resnet_jax.data.sampling import read_image
 from resnet_jax.evaluation.predictions import Predictions
+from resnet_jax.progress import Watch, unwatched
 from resnet_jax.training.metrics import example_rows
 
 _PIXELS = 64 * 224 * 224  # in a batch: whole images at many scales come in more than a hundred shapes, which all wait
@@ -39,12 +40,13 @@ class Scorer:
     flip: bool = False
     max_corrupt: float = 0.001
 
-    def predict(self, source, possible: np.ndarray | None = None) -> Predictions:
+    def predict(self, source, possible: np.ndarray | None = None, watch: Watch = unwatched) -> Predictions:
         """The rows of a dataset, each example exactly once, in its order.
 
         Args:
           source: dataset; see `data.sources`.
           possible: bool (classes,), classes among which it is scored; default: all.
+          watch: see `progress.watch`.
 
         Raises:
           UserError: a view that these images do not have; too many corrupt images.
@@ -58,9 +60,9 @@ class Scorer:
             "loss": np.full(len(source), np.log(np.float32(classes))),
             "probability": np.zeros(len(source), np.float32),
         }
-        waiting = []
+        waiting, examples = [], self._examples(source, labels, watch)
         apply, batch_size = self._apply(True if possible is None else possible), min(len(source), _BATCH)
-        for index, logits in _joined(apply_by_shape(self._examples(source, labels), apply, batch_size)):
+        for index, logits in _joined(apply_by_shape(examples, apply, batch_size)):
             waiting.append((index, logits))
             if len(waiting) == batch_size:
                 _judge(waiting, labels, rows, batch_size)
@@ -70,7 +72,7 @@ class Scorer:
         judged = (rows["prediction"], rows["in_top5"], rows["loss"])
         return Predictions(keys, labels, *judged, names, rows["probability"])
 
-    def _examples(self, source, labels) -> Iterator[tuple[int, list[np.ndarray]]]:
+    def _examples(self, source, labels, watch) -> Iterator[tuple[int, list[np.ndarray]]]:
         """(index, uint8 views) of the images that can be decoded; notes the labels of all."""
 
         def read(index):
@@ -78,7 +80,7 @@ class Scorer:
             return [] if image is None else self.preprocessing.views(image, self.view), label
 
         corrupt = 0
-        for index, (images, label) in enumerate(prefetch(read, len(source))):
+        for index, (images, label) in enumerate(watch("scoring", prefetch(read, len(source)), len(source))):
             labels[index] = tuple(np.atleast_1d(label).tolist())
             if images:
                 mirrored = [image[:, ::-1] for image in images] if self.flip else []

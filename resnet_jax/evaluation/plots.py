@@ -1,0 +1,74 @@
+"""Pictures of an evaluation: the confusion matrix, and the worst mistakes."""
+
+import pathlib
+from collections.abc import Sequence
+
+import matplotlib
+import numpy as np
+
+from resnet_jax.data.sampling import read_image
+from resnet_jax.evaluation.predictions import Predictions
+from resnet_jax.training.plots import STYLE, save, subplots
+
+_NAMED = 60  # classes: names of more cannot be read
+_COUNTED = 25  # classes: numbers in more cells cannot be read
+_COLUMNS, _ROWS = 6, 4  # of the sheet
+_LONGEST_NAME = 22
+
+
+@matplotlib.rc_context({**STYLE, "axes.grid": False})
+def plot_confusion(predictions: Predictions, class_names: Sequence[str], target: str | pathlib.Path) -> None:
+    """Draw how many examples of each true class (rows) have which predicted class (columns).
+
+    Args:
+      predictions: of examples with one right class each; others are left out.
+      class_names: in label order.
+      target: file of the picture.
+    """
+    counts = predictions.confusion(len(class_names))
+    size = min(max(4.5, 0.45 * len(class_names) + 2.5), 16)
+    figure, axes = subplots(1, 1, figsize=(size + 0.5, size))
+    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    figure.colorbar(image, ax=axes, label="share of the true class", fraction=0.046)
+    axes.set(title="Confusion matrix", xlabel="predicted class", ylabel="true class")
+    places = range(len(class_names)) if len(class_names) <= _NAMED else ()
+    names = [_shortened(class_names[place]) for place in places]
+    axes.set_xticks(places, names, rotation=90, parse_math=False)
+    axes.set_yticks(places, names, parse_math=False)
+    if len(class_names) <= _COUNTED:
+        for row, column in np.argwhere(counts):
+            color = "white" if shares[row, column] > 0.5 else "black"
+            axes.text(column, row, f"{counts[row, column]:,}", ha="center", va="center", color=color, fontsize=9)
+    save(figure, target)
+
+
+@matplotlib.rc_context({**STYLE, "axes.grid": False, "axes.titlesize": 9})
+def plot_mistakes(predictions: Predictions, source, class_names: Sequence[str], target: str | pathlib.Path) -> None:
+    """Draw a sheet of the wrong predictions with the largest loss, the worst first.
+
+    Args:
+      predictions: of the examples of the source, in its order.
+      source: dataset; see `data.sources`.
+      class_names: in label order.
+      target: file of the picture.
+    """
+    worst = predictions.worst(_COLUMNS * _ROWS)
+    rows = max(1, -(-len(worst) // _COLUMNS))
+    figure, grid = subplots(rows, _COLUMNS, figsize=(2.3 * _COLUMNS, 2.8 * rows), squeeze=False)
+    figure.suptitle(
+        f"The {len(worst)} worst mistakes of {predictions.mistakes.sum():,}: true class, then the predicted one"
+    )
+    for axes in grid.flat:
+        axes.axis("off")
+    for axes, index in zip(grid.flat, worst, strict=False):
+        image, _ = read_image(source, int(index))
+        axes.imshow(image.squeeze(), cmap="gray", vmin=0, vmax=255)
+        true = " or ".join(class_names[label] for label in predictions.labels[index])
+        predicted, probability = predictions.classes[index], predictions.probabilities[index]
+        axes.set_title(f"{_shortened(true)}\n{_shortened(predicted)} ({probability:.0%})")
+    save(figure, target)
+
+
+def _shortened(name: str) -> str:
+    return name if len(name) <= _LONGEST_NAME else name[: _LONGEST_NAME - 1] + "…"
