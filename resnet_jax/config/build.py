@@ -35,6 +35,7 @@ from resnet_jax.training.logs import MetricsLog
 from resnet_jax.training.parallel import DataParallel, agreed, check_same_everywhere, is_main_process
 from resnet_jax.training.program import Program
 from resnet_jax.training.step import TrainState, create_state, make_batch_fn, make_eval_step, make_train_step
+from resnet_jax.training.tensorboard import Events
 from resnet_jax.workdir import lock_workdir, read_environment, read_result, storage_errors, write_json
 
 
@@ -278,7 +279,8 @@ def open_run(
         card = recipe.card({"config": json.loads(config.to_json()), "environment": environment}, assembly.mean_image)
         if main:
             _describe_run(workdir, config, environment, card.to_json(), changed)
-        log = stack.enter_context(MetricsLog(workdir, step, enabled=main, test_curve=recipe.test_curve))
+        events = functools.partial(Events, workdir, json.loads(config.to_json()))
+        log = stack.enter_context(MetricsLog(workdir, events, step, enabled=main, test_curve=recipe.test_curve))
         length = recipe.num_steps, recipe.epoch(recipe.num_steps)
         display = stack.enter_context(TrainingDisplay(console, bars, step, *length))
         accumulator, seconds, data = Accumulator(notes["sums"]), notes["seconds"], assembly.data

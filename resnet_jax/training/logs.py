@@ -3,10 +3,7 @@
 import contextlib
 import json
 import pathlib
-import sys
-import time
-import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable
 
 from resnet_jax.errors import UserError
 from resnet_jax.workdir import naming, write_text
@@ -17,6 +14,7 @@ class MetricsLog:
 
     Args:
       workdir: run directory.
+      make_events: from a step, whose events and later ones are void, or None; see `tensorboard.Events`.
       after_step: lines of later steps, left by a run that was killed, are dropped (all, if it had saved none).
       enabled: if False, nothing is read or written (a process that is not the main one).
       test_curve: the test split is scored all along; otherwise only at the end, and those lines are dropped too.
@@ -28,7 +26,14 @@ class MetricsLog:
       OSError: `metrics.jsonl` cannot be written; of events that cannot, it is said once.
     """
 
-    def __init__(self, workdir: pathlib.Path, after_step: int, enabled: bool = True, test_curve: bool = False):
+    def __init__(
+        self,
+        workdir: pathlib.Path,
+        make_events: Callable,
+        after_step: int,
+        enabled: bool = True,
+        test_curve: bool = False,
+    ):
         self._enabled = enabled
         self.train_scores = {}
         if not enabled:
@@ -44,7 +49,7 @@ class MetricsLog:
         self._path, self._file = path, path.open("a")
         for line in kept:
             self._remember(line)
-        self._events = _Events(workdir, purge_step=after_step + 1 if lines else None)
+        self._events = make_events(after_step + 1 if lines else None)
 
     def __enter__(self) -> "MetricsLog":
         return self
@@ -64,80 +69,11 @@ class MetricsLog:
             self._file.write(json.dumps(line, allow_nan=False) + "\n")
             self._file.flush()
         self._remember(line)
-        self._events.write(
-            step,
-            {
-                f"{split}/{name}/{part}".rstrip("/"): number
-                for name, value in values.items()
-                for part, number in (value.items() if isinstance(value, dict) else [("", value)])
-            },
-        )
+        self._events.write(split, step, values)
 
     def _remember(self, line: dict) -> None:
         if line["split"] == "train":
             self.train_scores[line["step"]] = {name: line[name] for name in ("loss", "accuracy", "top5")}
-
-
-class _Events:
-    """TensorBoard events, each on the disk at once. Where they cannot be written, they end, and the run does not.
-
-    Not tensorboardX's SummaryWriter: its thread dies of a full disk, and then its queue blocks the run.
-
-    Args:
-      workdir: run directory.
-      purge_step: events of earlier files from this step on are void, or None.
-    """
-
-    def __init__(self, workdir: pathlib.Path, purge_step: int | None):
-        self._proto, make_writer = _tensorboard()
-        self._writer = None
-        with self._until_it_fails():
-            self._writer = make_writer(str(workdir / "events"))
-            self._writer.flush()
-            if purge_step is not None:
-                start = self._proto.SessionLog(status=self._proto.SessionLog.START)
-                self._write(self._proto.Event(step=purge_step, session_log=start))
-
-    def write(self, step: int, values: Mapping[str, float]) -> None:
-        """Write scalars by tag."""
-        scalars = [{"tag": tag, "simple_value": value} for tag, value in values.items()]
-        self._write(self._proto.Event(step=step, summary={"value": scalars}))
-
-    def close(self) -> None:
-        """Close the file."""
-        with self._until_it_fails():
-            if self._writer:
-                self._writer.close()
-
-    def _write(self, event) -> None:
-        if self._writer:
-            event.wall_time = time.time()
-            with self._until_it_fails():
-                self._writer.write_event(event)
-                self._writer.flush()
-
-    @contextlib.contextmanager
-    def _until_it_fails(self) -> Iterator[None]:
-        try:
-            yield
-        except OSError as error:
-            self._writer = None
-            warnings.warn(f"TensorBoard events end here: {error.strerror}; metrics.jsonl has all", stacklevel=2)
-
-
-def _tensorboard():
-    """(protocol buffers of events, class of their files)."""
-    # tensorboardX imports torch where it is installed, for a second and for nothing that is used here.
-    hide_torch = "torch" not in sys.modules
-    if hide_torch:
-        sys.modules["torch"] = None
-    try:
-        from tensorboardX.event_file_writer import EventsWriter
-        from tensorboardX.proto import event_pb2
-    finally:
-        if hide_torch:
-            del sys.modules["torch"]
-    return event_pb2, EventsWriter
 
 
 def read_metrics(path: str | pathlib.Path) -> list[dict]:

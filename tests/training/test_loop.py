@@ -56,21 +56,44 @@ def test_a_run_leaves_everything_that_was_promised(finished):
     assert (workdir / "curves.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_tensorboard_events_hold_the_metrics(finished):
+def read_events(workdir):
     from tensorboardX.proto.event_pb2 import Event
 
-    data = next(finished[0].glob("events.*")).read_bytes()
-    found, offset = [], 0
+    data = next(workdir.glob("events.*")).read_bytes()
+    offset = 0
     while offset < len(data):  # length (8 bytes), its checksum (4), an event, its checksum (4)
         length = int.from_bytes(data[offset : offset + 8], "little")
-        event = Event.FromString(data[offset + 12 : offset + 12 + length])
-        found += [(event.step, value.tag, value.simple_value) for value in event.summary.value]
+        yield Event.FromString(data[offset + 12 : offset + 12 + length])
         offset += length + 16
+
+
+def test_tensorboard_events_hold_the_metrics(finished):
+    found = [
+        (event.step, value.tag, value.simple_value)
+        for event in read_events(finished[0])
+        for value in event.summary.value
+    ]
     expected = [
         (line["step"], f"{line['split']}/loss", np.float32(line["loss"]))
         for line in read_metrics(finished[0] / "metrics.jsonl")
     ]
     assert [entry for entry in found if entry[1].endswith("/loss") and "ema" not in entry[1]] == expected
+
+
+def test_tensorboard_shows_curves_before_layers_and_the_config(tmp_path):
+    from tensorboardX.proto.plugin_hparams_pb2 import HParamsPluginData
+
+    train(tiny_config(train__steps=2, diagnostics__layers=True), tmp_path)
+    values = {value.tag: value for event in read_events(tmp_path) for value in event.summary.value}
+    scalars = sorted(tag for tag, value in values.items() if value.HasField("simple_value"))
+    assert "within_layers/grad_norm/stage1_block1" in scalars
+    groups = list(dict.fromkeys(tag.split("/")[0] for tag in scalars))  # in TensorBoard's order
+    assert groups == ["test", "train", "validation", "within_layers"]
+    shown = values["config/text_summary"].tensor.string_val[0].decode()
+    assert json.loads(shown) == json.loads((tmp_path / "config.json").read_text())
+    content = values["_hparams_/session_start_info"].metadata.plugin_data.content
+    hyperparameters = HParamsPluginData.FromString(content).session_start_info.hparams
+    assert (hyperparameters["optim.lr"].number_value, hyperparameters["model.name"].string_value) == (0.1, "tiny")
 
 
 def test_the_best_is_chosen_on_the_validation_split_and_the_test_split_scored_once_at_the_end(finished):
