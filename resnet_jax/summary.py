@@ -5,8 +5,8 @@ import os
 from resnet_jax.commands import Parser, command_line, make_console
 from resnet_jax.errors import UserError
 from resnet_jax.models import CIFAR_MODELS, create_model
-from resnet_jax.models.profile import profile
-from resnet_jax.studies.costs import layer_table, total_table
+from resnet_jax.models.profile import profile, stage_shapes
+from resnet_jax.studies.costs import layer_table, stage_table, total_table
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -16,13 +16,12 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--size", type=int, help="height and width of the image; default 224, or 32 for CIFAR nets")
     parser.add_argument("--channels", type=int, default=3, help="of the image; default 3")
     parser.add_argument("--classes", type=int, help="default 1000, or 10 for CIFAR nets")
-    parser.add_argument("--table", action="store_true", help="a line for each layer")
+    parser.add_argument("--table", action="store_true", help="a line for each layer instead of each stage")
     with command_line():
         args = parser.parse_args(argv)
         name, model, shape = _of_run(args.name) if os.path.isdir(args.name) else _of_name(args)
         layers, console = profile(model, shape), make_console()
-        if args.table:
-            console.print(layer_table(layers))
+        console.print(layer_table(layers) if args.table else stage_table(stage_shapes(model, shape)))
         console.print(total_table(name, model.num_classes, shape, layers))
 
 

@@ -1,4 +1,4 @@
-"""Convolutions, and how a strided one shrinks its input.
+"""Convolutions, how a strided one shrinks its input, and poolings.
 
 A conv is a function with the arguments of `conv2d` that makes a layer, (B, H, W, C) to (B, H / stride, W / stride,
 features). It is called inside a module's `@nn.compact` method, so that its parameters belong to that module under the
@@ -78,3 +78,17 @@ def blur_before_stride(conv: Callable) -> Callable:
 
 # For the convolutions of blocks. A stem's stays as it is: ffcv blurs no input of fewer than 16 channels.
 DOWNSAMPLES = {"stride": stride_in_conv, "blur": blur_before_stride}
+
+
+class Pool(nn.Module):
+    """A pooling, as a layer of its own: a profile shows it.
+
+    Attributes:
+      function: from (B, H, W, C) to an array with fewer positions.
+    """
+
+    function: Callable[[jax.Array], jax.Array]
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """The function of the input."""
+        return self.function(x)

@@ -10,14 +10,15 @@ import jax
 import jax.numpy as jnp
 
 from resnet_jax.models.blocks import Block
+from resnet_jax.models.conv import Pool
 
 
 @dataclasses.dataclass(frozen=True)
 class Layer:
-    """One module with parameters of its own: a convolution, a norm, a dense layer.
+    """One module with parameters of its own, a convolution, a norm, a dense layer; or a pooling.
 
     Attributes:
-      name: path of its parameters.
+      name: path of its parameters, if it has any.
       output_shape: without the batch.
       parameters: number of trainable weights.
       multiply_adds: for one image; biases, norms, poolings and blurs count as nothing (He et al. 2015, Table 1).
@@ -41,6 +42,20 @@ def profile(model: nn.Module, image_shape: tuple[int, int, int]) -> list[Layer]:
     return layers
 
 
+def stage_shapes(model: nn.Module, image_shape: tuple[int, int, int]) -> dict[str, tuple[int, ...]]:
+    """Shapes of the activations that a model gives as features, in their order, for one image (h, w, c)."""
+    images = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
+    names = []
+
+    def features(key, images):
+        (_, activations), _ = model.init_with_output(key, images, train=False, features=True)
+        names.extend(activations)
+        return list(activations.values())
+
+    shapes = jax.eval_shape(features, jax.random.key(0), images)
+    return {name: activation.shape[1:] for name, activation in zip(names, shapes, strict=True)}
+
+
 @contextlib.contextmanager
 def recorded_layers() -> Iterator[list[Layer]]:
     """A list of the layers that are called inside, as they are called."""
@@ -56,7 +71,7 @@ def recorded_layers() -> Iterator[list[Layer]]:
         output = call(*args, **kwargs)
         if context.method_name == "__call__":
             params = {name: p for name, p in module.variables.get("params", {}).items() if isinstance(p, jax.Array)}
-            if params:
+            if params or isinstance(module, Pool):
                 layers.append(_describe(module.path, params, output, is_on_main_path=not joining))
         return output
 

@@ -20,7 +20,7 @@ from resnet_jax.models.blocks import (
     norm_and_relu,
     stochastic_depth,
 )
-from resnet_jax.models.conv import conv2d, stride_in_conv
+from resnet_jax.models.conv import Pool, conv2d, stride_in_conv
 from resnet_jax.models.norm import announced, batch_norm
 from resnet_jax.models.shortcuts import SHORTCUTS, no_shortcut
 from resnet_jax.models.stems import IMAGENET_STEM, Stem, check_images, warn_if_stem_disagrees
@@ -152,7 +152,8 @@ class ResNet(nn.Module):
                 x, block = layer(x), self.block
             activations[f"stage{stage}"] = x
         x = self.last_activation(x, norm, "bn_last")
-        x = activations["pre_logits"] = jnp.mean(x, axis=(1, 2), dtype=jnp.float32)
+        global_mean = functools.partial(jnp.mean, axis=(1, 2), dtype=jnp.float32)
+        x = activations["pre_logits"] = Pool(global_mean, name="pool")(x)
         logits = activations["logits"] = nn.Dense(self.num_classes, dtype=jnp.float32, name="fc")(x)
         return (logits, activations) if features else logits
 

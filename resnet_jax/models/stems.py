@@ -1,6 +1,7 @@
 """Stems, the layers before the first stage, and the images that a net takes."""
 
 import dataclasses
+import functools
 import warnings
 from collections.abc import Callable
 
@@ -9,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from resnet_jax.errors import UserError
+from resnet_jax.models.conv import Pool
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,7 +31,8 @@ def imagenet_layers(images, width, *, conv, norm):
     """7x7 convolution with stride 2, norm, ReLU and a 3x3 max-pooling with stride 2 (He et al. 2015, Table 1)."""
     x = conv(width, 7, 2, name="conv1")(images)
     x = nn.relu(norm(name="bn1")(x))
-    return nn.max_pool(x, (3, 3), (2, 2), padding=((1, 1), (1, 1)))
+    max_pool = functools.partial(nn.max_pool, window_shape=(3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
+    return Pool(max_pool, name="max_pool")(x)
 
 
 def small_image_layers(images, width, *, conv, norm):

@@ -7,7 +7,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from resnet_jax.models.conv import conv2d
+from resnet_jax.models.conv import Pool, conv2d
 from resnet_jax.models.norm import announced, batch_norm
 from resnet_jax.models.stems import check_images
 
@@ -61,8 +61,9 @@ class VGG(nn.Module):
                 name = f"stage{stage}_conv{index}"
                 x = self.conv(width, 3, use_bias=True, dtype=self.dtype, name=name)(x)
                 x = nn.relu(self.normalized(x, f"stage{stage}_bn{index}", train))
-            x = activations[f"stage{stage}"] = nn.max_pool(x, (2, 2), (2, 2))
-        x = adaptive_average_pool(x, 7)
+            max_pool = functools.partial(nn.max_pool, window_shape=(2, 2), strides=(2, 2))
+            x = activations[f"stage{stage}"] = Pool(max_pool, name=f"stage{stage}_pool")(x)
+        x = Pool(functools.partial(adaptive_average_pool, size=7), name="pool")(x)
         x = x.reshape(len(x), -1)
         for name in ("fc1", "fc2"):
             x = nn.relu(_dense(4096, dtype=self.dtype, name=name)(x))

@@ -1,5 +1,7 @@
 """The cost of a model as people see it, the published value beside ours."""
 
+from collections.abc import Mapping
+
 from rich.table import Table
 
 from resnet_jax.models import CIFAR_MODELS
@@ -24,6 +26,16 @@ def layer_table(layers: list[Layer]) -> Table:
     return table
 
 
+def stage_table(shapes: Mapping[str, tuple[int, ...]]) -> Table:
+    """A line for each stage: the shape after it."""
+    table = Table()
+    table.add_column("after")
+    table.add_column("shape", justify="right")
+    for name, shape in shapes.items():
+        table.add_row(name, "x".join(map(str, shape)))
+    return table
+
+
 def total_table(name: str, classes: int, shape: tuple[int, int, int], layers: list[Layer]) -> Table:
     """Parameters, multiply-adds and activations for one image (h, w, c), and what was published of the same."""
     parameters, multiply_adds, activation_bytes = totals(layers)
@@ -31,7 +43,7 @@ def total_table(name: str, classes: int, shape: tuple[int, int, int], layers: li
     known_parameters = (published_parameters(name) if as_published else None) or ("", "")
     known_adds = (published_multiply_adds(name) if as_published and shape == (224, 224, 3) else None) or ("", "")
     title = f"{name}, one {'x'.join(map(str, shape))} image, {classes} classes"
-    table = Table(title=title, title_justify="left")
+    table = Table(title=title, title_justify="left", min_width=len(title))
     table.add_column("")
     for column in ("parameters", "multiply-adds", "activations, MiB (float32)"):
         table.add_column(column, justify="right", overflow="fold")

@@ -123,11 +123,8 @@ def block_names(model) -> list[str]:
 
 
 def _check_all_are_seen(model, layers: list[Layer], responses: dict, addends: dict) -> None:
-    unseen = [
-        layer.name
-        for layer in layers
-        if layer.is_on_main_path and not layer.multiply_adds and layer.name not in responses
-    ]
+    norms = [layer for layer in layers if layer.is_on_main_path and layer.parameters and not layer.multiply_adds]
+    unseen = [layer.name for layer in norms if layer.name not in responses]
     if unseen:
         raise UserError(
             f"diagnostics: expected layers with a kernel and norms that are announced, found {', '.join(unseen)}; "

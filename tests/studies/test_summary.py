@@ -6,7 +6,7 @@ from resnet_jax.models.profile import profile, totals
 
 def test_a_layers_costs_are_those_counted_by_hand():
     layers = {layer.name: layer for layer in profile(create_model("resnet20", num_classes=10), (32, 32, 3))}
-    assert len(layers) == 2 * 19 + 1
+    assert len(layers) == 2 * 19 + 2  # a norm for each convolution, the pooling, the head
     conv = layers["stage2_block1/conv1"]
     assert conv.output_shape == (16, 16, 32)
     assert conv.parameters == 3 * 3 * 16 * 32
@@ -63,6 +63,32 @@ def test_the_table_has_a_line_for_each_layer_and_says_what_it_counts(capsys):
     screen = capsys.readouterr().out
     for name in ("multiply-adds", "stage3_block3/conv2", "8x8x64", "36,864", "2,359,296"):
         assert name in screen
+
+
+def rows(screen):
+    """The rows of the first table, as lists of cells."""
+    lines = screen.split("└")[0].splitlines()
+    return [[cell.strip() for cell in line.strip("│").split("│")] for line in lines if line.startswith("│")]
+
+
+@pytest.mark.parametrize(
+    ("size", "sides"), [(224, (56, 56, 28, 14, 7)), (96, (24, 24, 12, 6, 3))]
+)  # as printed in Dive into Deep Learning, section 7.6, for 224 (first edition) and 96 pixels (later ones)
+def test_the_shapes_after_each_stage_are_those_of_the_book(size, sides, capsys):
+    summary.main(["resnet18", f"--size={size}", "--channels=1", "--classes=10"])
+    names, channels = ("stem", "stage1", "stage2", "stage3", "stage4"), (64, 64, 128, 256, 512)
+    expected = [[n, f"{s}x{s}x{c}"] for n, s, c in zip(names, sides, channels, strict=True)]
+    assert rows(capsys.readouterr().out) == [*expected, ["pre_logits", "512"], ["logits", "10"]]
+
+
+def test_poolings_have_lines_and_cost_nothing(capsys):
+    summary.main(["resnet18", "--table", "--channels=1", "--classes=10"])
+    found = {row[0]: row[1:4] for row in rows(capsys.readouterr().out)}
+    assert found["max_pool"] == ["56x56x64", "0", "0"]
+    assert found["pool"] == ["512", "0", "0"]
+    summary.main(["vgg11", "--table"])
+    found = {row[0]: row[1:4] for row in rows(capsys.readouterr().out)}
+    assert found["stage5_pool"] == ["7x7x512", "0", "0"]
 
 
 @pytest.mark.parametrize(
