@@ -8,6 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from resnet_jax.studies import plots
+from resnet_jax.studies.factors import lines_along, varied_values
 from resnet_jax.studies.findings import errors_by_seed, series_by_depth
 from resnet_jax.studies.study import StudyRun
 
@@ -32,7 +33,7 @@ class Figure(NamedTuple):
 def figures(finished: Mapping[str, list[StudyRun]]) -> list[Figure]:
     """The figures that the finished runs, by name of cell, have data for."""
     cells = [plots.Cell(name, runs[0].cell["series"], runs[0].result["depth"]) for name, runs in finished.items()]
-    found = [_error_curves(finished, cells), _final_errors(finished, cells), *_layer_figures(finished, cells)]
+    found = [_error_curves(finished, cells), *_final_errors(finished), *_layer_figures(finished, cells)]
     return [figure for figure in found if figure]
 
 
@@ -45,29 +46,42 @@ def _error_curves(finished: Mapping[str, list[StudyRun]], cells: Sequence[plots.
     return Figure(
         "Error while training",
         "error_curves.png",
-        f"Training{' and ' * bool(split)}{split} error against steps of {', '.join(train)}",
+        f"Training{' and ' * bool(split)}{split} error against epochs of {', '.join(train)}",
         f"Thin: training error; {bold}mean over seeds. Shaded: from the min to the max over seeds.",
         functools.partial(plots.plot_error_curves, cells, train, _curves(finished, split), split),
     )
 
 
-def _final_errors(finished: Mapping[str, list[StudyRun]], cells: Sequence[plots.Cell]) -> Figure | None:
+def _final_errors(finished: Mapping[str, list[StudyRun]]) -> list[Figure]:
+    """Errors of the last weights against depth, or against each key that is varied, or cell by cell."""
     series = series_by_depth(finished)
-    if not any(len(own) > 1 for own in series.values()):
-        return None
-    joined = [cell for cell in cells if cell.series]
+    if any(len(own) > 1 for own in series.values()):
+        lines = {name: {cell: depth for depth, cell in own.items()} for name, own in series.items()}
+        return [_errors_along("depth", "depth, layers", "final_errors.png", lines, finished)]
+    varied = varied_values(finished)
+    by_key = {key: lines_along(varied, key) for key in varied}
+    found = [_errors_along(key, key, f"error_by_{key}.png", lines, finished) for key, lines in by_key.items() if lines]
+    shown = {name for lines in by_key.values() for line in lines.values() for name in line}
+    if len(shown) < len(finished) > 1:  # not a grid
+        lines = {"": {name: name for name in finished}}
+        found = [_errors_along("cell", "", "error_by_cell.png", lines, finished)]
+    return found
+
+
+def _errors_along(what, xlabel, file, lines, finished) -> Figure:
+    names = [name for line in lines.values() for name in line]
     errors = {
         f"{kind.capitalize()} error": {
-            cell.name: np.array(list(errors_by_seed(finished[cell.name], kind).values())) for cell in joined
+            name: np.array(list(errors_by_seed(finished[name], kind).values())) for name in names
         }
         for kind in ("training", "test")
     }
     return Figure(
-        "Final error against depth",
-        "final_errors.png",
-        f"Training and test error of the last weights against depth of {', '.join(series)} nets",
+        f"Final error against {what}",
+        file,
+        f"Training and test error of the last weights against {what}: {', '.join(filter(None, lines)) or 'all cells'}",
         "Mean over seeds; bars: standard deviation over seeds, cut at 0; dots: seeds.",
-        functools.partial(plots.plot_final_errors, joined, errors),
+        functools.partial(plots.plot_final_errors, lines, xlabel, errors),
     )
 
 
@@ -151,13 +165,14 @@ def _lesions(finished) -> tuple:
 
 
 def _curves(finished: Mapping[str, list[StudyRun]], split: str) -> dict[str, plots.Curve]:
-    """Errors on a split at the steps that all runs of a cell have, by cell."""
+    """Errors on a split at the epochs that all runs of a cell have, by cell."""
     curves = {}
     for name, runs in finished.items():
         lines = [[line for line in run.lines if line["split"] == split] for run in runs]
-        errors = [{line["step"]: 100 * (1 - line["accuracy"]) for line in seed} for seed in lines]
-        if steps := sorted(set.intersection(*map(set, errors))):
-            curves[name] = plots.Curve(np.array(steps), np.array([[seed[step] for step in steps] for seed in errors]))
+        errors = [{line["epoch"]: 100 * (1 - line["accuracy"]) for line in seed} for seed in lines]
+        if epochs := sorted(set.intersection(*map(set, errors))):
+            values = [[seed[epoch] for epoch in epochs] for seed in errors]
+            curves[name] = plots.Curve(np.array(epochs), np.array(values))
     return curves
 
 

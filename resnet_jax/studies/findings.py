@@ -1,12 +1,16 @@
 """Findings of a study in sentences: numbers and directions come from the data, with a paired test."""
 
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
+import ml_collections
 import numpy as np
 import scipy.stats
 
+from resnet_jax.studies.factors import baseline_values, pairs, varied_values
 from resnet_jax.studies.study import StudyRun
 
+FEW_SEEDS = 3  # with fewer, a standard deviation says next to nothing
 _EQUAL = 1e-9  # percentage points: below the rounding of float64
 
 
@@ -50,33 +54,67 @@ def compare_errors(kind: str, name: str, other: str, errors: Sequence[float], ot
     )
 
 
-def findings(finished: Mapping[str, list[StudyRun]]) -> list[str]:
-    """Sentences that compare the cells of a study; none before two cells have finished runs.
+class Findings(NamedTuple):
+    """What the data show.
+
+    Attributes:
+      basis: which cells are compared with which.
+      sentences: one for each comparison; none before two cells have finished runs.
+      few_seeds: the cells with fewer finished seeds than `FEW_SEEDS`, in words; "" if there are none.
+    """
+
+    basis: str
+    sentences: list[str]
+    few_seeds: str
+
+
+def find(finished: Mapping[str, list[StudyRun]], experiment: ml_collections.ConfigDict) -> Findings:
+    """Compare the cells of a study.
 
     Args:
       finished: the finished runs by name of cell, in the order of the grid.
+      experiment: what the cells vary.
     """
+    basis, comparisons = _along_depth(finished) or _along_keys(finished, experiment)
     sentences = []
-    for kind, name, other in _comparisons(finished):
+    for kind, name, other in comparisons:
         errors, others = (errors_by_seed(finished[cell], kind) for cell in (name, other))
         seeds = sorted(errors.keys() & others.keys())
         values = [errors[seed] for seed in seeds], [others[seed] for seed in seeds]
         sentences.append(compare_errors(kind, name, other, *values))
-    return sentences
+    few = [name for name, runs in finished.items() if len(runs) < FEW_SEEDS]
+    return Findings(basis, sentences, "all cells" if few == list(finished) else ", ".join(few))
 
 
-def _comparisons(finished: Mapping[str, list[StudyRun]]) -> list[tuple[str, str, str]]:
-    """(kind of error, cell, other cell): the deepest of a series against its shallowest, and series at one depth."""
+def _along_depth(finished) -> tuple[str, list[tuple[str, str, str]]] | None:
+    """(basis, (kind of error, cell, other cell) of each comparison) of a study with series of several depths."""
     by_depth = series_by_depth(finished)
     pairs = [(own[max(own)], own[min(own)]) for own in by_depth.values() if len(own) > 1]
     if not pairs:
-        first, *rest = list(finished) or [None]
-        return [("test", name, first) for name in rest]
-    first, *rest = by_depth.values()
-    for own in rest:
+        return None
+    (baseline, first), *rest = by_depth.items()
+    for _, own in rest:
         if common := own.keys() & first.keys():
             pairs.append((own[max(common)], first[max(common)]))
-    return [(kind, name, other) for name, other in pairs for kind in ("training", "test")]
+    basis = "In each series the deepest cell is compared with the shallowest"
+    if rest:
+        basis += f"; other series with {baseline}, the baseline, at the largest depth that both have"
+    return f"{basis}.", [(kind, name, other) for name, other in pairs for kind in ("training", "test")]
+
+
+def _along_keys(finished, experiment) -> tuple[str, list[tuple[str, str, str]]]:
+    varied = varied_values(finished)
+    baseline = baseline_values(varied, experiment)
+    found = pairs(varied, baseline)
+    basis = f"Cells that differ in one key are compared; baseline: {_in_words(baseline)}."
+    for pair in found:
+        if len(pair.keys) > 1:
+            basis += f" {pair.name} and {pair.baseline} differ in {' and '.join(pair.keys)}."
+    return basis, [("test", pair.name, pair.baseline) for pair in found]
+
+
+def _in_words(values: Mapping[str, object]) -> str:
+    return ", ".join(f"{key}={value}" for key, value in values.items())
 
 
 def series_by_depth(finished: Mapping[str, list[StudyRun]]) -> dict[str, dict[int, str]]:

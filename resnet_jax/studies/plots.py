@@ -1,6 +1,7 @@
 """Pictures of studies, drawn from plain data.
 
-Colours come from a map that is ordered by luminance and readable by the colour-blind (cividis); markers say the same.
+Up to four depths have colours ordered by luminance (cividis); all else has distinct ones. Both are readable by the
+colour-blind, and markers say the same.
 """
 
 import pathlib
@@ -10,6 +11,7 @@ from typing import NamedTuple
 import matplotlib
 import numpy as np
 from matplotlib.ticker import LogLocator, MaxNLocator
+from matplotlib.transforms import ScaledTranslation
 
 from resnet_jax.training.plots import STYLE, draw, points, save, subplots
 
@@ -36,11 +38,11 @@ class Curve(NamedTuple):
     """The error of a cell while it trained.
 
     Attributes:
-      steps: (points,).
+      epochs: (points,).
       errors: percent, (seeds, points).
     """
 
-    steps: np.ndarray
+    epochs: np.ndarray
     errors: np.ndarray
 
 
@@ -71,8 +73,8 @@ def plot_overlay(runs: Mapping[str, Sequence[dict]], target: str | pathlib.Path)
       target: file of the picture.
     """
     figure, (error, loss) = subplots(1, 2, figsize=(12, 5.5))
-    last_errors = []
-    for (name, lines), (color, marker) in zip(runs.items(), _colors_and_markers(len(runs)), strict=True):
+    last_errors, lowest = [], 100.0
+    for (name, lines), (color, marker) in zip(runs.items(), _distinct_looks(len(runs)), strict=True):
         split = max(("test", "validation"), key=[line["split"] for line in lines].count)
         for drawn, width in (("train", 1.0), (split, 2.5)):
             for axes, metric in ((error, "accuracy"), (loss, "loss")):
@@ -81,8 +83,9 @@ def plot_overlay(runs: Mapping[str, Sequence[dict]], target: str | pathlib.Path)
                 draw(axes, epochs, values, color=color, lw=width, marker=marker, ms=3 + 1.5 * width)
                 if metric == "accuracy":
                     last_errors += list(values[-1:])
+                    lowest = min([lowest, *values])
         error.plot([], [], color=color, lw=2.5, marker=marker, label=f"{name} (bold: {split})")
-    _scale_error_axis(error, max(last_errors))
+    _fit_error_axis(error, lowest, max(last_errors), above=0.5)
     error.set(title="Error (thin: training)", xlabel="epoch")
     loss.set(title="Loss (thin: training)", xlabel="epoch", ylabel="cross-entropy, nats", yscale="log")
     handles, labels = error.get_legend_handles_labels()
@@ -98,7 +101,7 @@ def plot_error_curves(
     split: str,
     target: str | pathlib.Path,
 ) -> None:
-    """Error against steps, a panel for each series, as in Figures 1 and 6 of He et al. 2015.
+    """Error against epochs, a panel for each series, as in Figures 1 and 6 of He et al. 2015.
 
     Thin: training; bold: evaluated; both the mean over seeds, with a band from min to max.
 
@@ -119,63 +122,95 @@ def plot_error_curves(
             color, marker, _ = styles[name]
             for curves, width in ((train, 0.9), (evaluated, 2.6)):
                 if name in curves:
-                    steps, errors = curves[name]
+                    epochs, errors = curves[name]
                     style = {"color": color, "lw": width, "marker": marker, "ms": 3 + 1.5 * width}
-                    draw(axes, steps, errors.mean(axis=0), **style)
-                    axes.fill_between(steps, errors.min(axis=0), errors.max(axis=0), color=color, alpha=0.15, lw=0)
+                    draw(axes, epochs, errors.mean(axis=0), **style)
+                    axes.fill_between(epochs, errors.min(axis=0), errors.max(axis=0), color=color, alpha=0.15, lw=0)
             axes.plot([], [], color=color, lw=2.6, marker=marker, ms=7, label=name)
         axes.plot([], [], color="black", lw=0.9, label="training")
         if evaluated:
             axes.plot([], [], color="black", lw=2.6, label=split)
-        axes.set(title=title, xlabel="step")
-        axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=3, fontsize=11)
+        axes.set(title=title, xlabel="epoch")
+        if max(curve.epochs[-1] for curve in train.values()) > 2:
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        longest = max(len(label) for label in axes.get_legend_handles_labels()[1])
+        columns = max(1, min(3, 56 // (longest + 5)))
+        axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=columns, fontsize=11)
     for axes in grid.flat[len(series) :]:
         axes.remove()
+    curves = (*train.values(), *evaluated.values())
+    lowest = min(curve.errors.min() for curve in curves)
     for axes in grid[:, 0]:
-        _scale_error_axis(axes, max(curve.errors[:, -1].max() for curve in (*train.values(), *evaluated.values())))
+        _fit_error_axis(axes, lowest, max(curve.errors[:, -1].max() for curve in curves), above=0.5)
     save(figure, target)
 
 
 @matplotlib.rc_context(STYLE)
 def plot_final_errors(
-    cells: Sequence[Cell], errors: Mapping[str, Mapping[str, np.ndarray]], target: str | pathlib.Path
+    lines: Mapping[str, Mapping[str, object]],
+    xlabel: str,
+    errors: Mapping[str, Mapping[str, np.ndarray]],
+    target: str | pathlib.Path,
 ) -> None:
-    """Error at the end against depth, a line for each series: mean and standard deviation over seeds; dots are seeds.
+    """Error at the end: mean and standard deviation over seeds; dots are seeds.
 
     Args:
-      cells: cells with a series.
+      lines: what a cell is drawn against, by label of the line and cell name: numbers, which are joined by the line,
+        or other values, side by side.
+      xlabel: label of the axis.
       errors: percent, (seeds,), by panel title and cell name.
       target: file of the picture.
     """
     figure, panels = subplots(1, len(errors), figsize=(6.5 * len(errors), 4.8), sharey=True, squeeze=False)
-    series = list(dict.fromkeys(cell.series for cell in cells))
-    ticks = sorted({cell.depth for cell in cells})
-    beside = (ticks[-1] / ticks[0]) ** 0.02  # the bar, by 2% of the logarithmic axis
+    places, joined = _places([x for line in lines.values() for x in line.values()])
     for axes, (title, by_cell) in zip(panels.flat, errors.items(), strict=True):
-        for index, (name, (color, marker)) in enumerate(zip(series, _colors_and_markers(len(series)), strict=True)):
-            own = sorted((cell for cell in cells if cell.series == name), key=lambda cell: cell.depth)
-            depths = [cell.depth for cell in own]
-            values = [by_cell[cell.name] for cell in own]
+        looks = _distinct_looks(len(lines))
+        for index, ((label, cells), (color, marker)) in enumerate(zip(lines.items(), looks, strict=True)):
+            by_place = sorted(cells, key=lambda name: places[cells[name]])
+            at = [places[cells[name]] for name in by_place]
+            values = [by_cell[name] for name in by_place]
             means = np.array([seeds.mean() for seeds in values])
             deviations = np.array([seeds.std(ddof=1) if len(seeds) > 1 else 0 for seeds in values])
-            axes.errorbar(
-                depths,
-                means,
-                [np.minimum(deviations, means), deviations],
-                color=color,
-                marker=marker,
-                ls=_LINE_STYLES[index % len(_LINE_STYLES)],
-                capsize=5,
-                label=name,
-            )
-            for depth, seeds in zip(depths, values, strict=True):
-                axes.plot([depth * beside] * len(seeds), seeds, ".", color=color, ms=5)
-        axes.set(title=title, xlabel="depth, layers", xscale="log")
-        axes.set_xticks(ticks, [str(depth) for depth in ticks])
+            style = _LINE_STYLES[index % len(_LINE_STYLES)] if joined else "none"
+            bars = [np.minimum(deviations, means), deviations]
+            axes.errorbar(at, means, bars, color=color, marker=marker, ls=style, capsize=5, label=label)
+            for x, seeds in zip(at, values, strict=True):
+                axes.plot([x] * len(seeds), seeds, ".", color=color, ms=5, alpha=0.6, transform=_beside(axes))
+        axes.set(title=title, xlabel=xlabel)
+        if joined and len(places) > 1 and 0 < min(places) < max(places) / 4:
+            axes.set_xscale("log")
+        names = [_shortened(f"{x:g}" if joined else str(x)) for x in places]
+        crowded = sum(map(len, names)) > _LETTERS
+        leaning = {"rotation": 30, "ha": "right", "rotation_mode": "anchor"} if crowded else {}
+        axes.set_xticks(list(places.values()), names, parse_math=False, **leaning)
         axes.minorticks_off()
-        axes.legend()
-    _scale_error_axis(panels[0, 0], max(seeds.max() for by_cell in errors.values() for seeds in by_cell.values()))
+        axes.margins(x=0.1)
+    seeds = np.concatenate([seeds for by_cell in errors.values() for seeds in by_cell.values()])
+    _fit_error_axis(panels[0, 0], seeds.min(), seeds.max())
+    if any(lines):
+        panels[0, 0].legend()
     save(figure, target)
+
+
+_LETTERS = 45  # below an axis
+_LONGEST = 24  # letters of a value
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= _LONGEST else text[: _LONGEST - 1] + "…"
+
+
+def _beside(axes):
+    """A little to the right of the bars."""
+    return axes.transData + ScaledTranslation(7 / 72, 0, axes.figure.dpi_scale_trans)
+
+
+def _places(values: Sequence) -> tuple[dict[object, float], bool]:
+    """(place on the axis by value, in order; True if they are numbers, and places their own)."""
+    numbers = all(isinstance(x, int | float) and not isinstance(x, bool) for x in values)
+    if numbers:
+        return {x: x for x in sorted(set(values))}, True
+    return {x: place for place, x in enumerate(dict.fromkeys(values))}, False
 
 
 @matplotlib.rc_context(STYLE)
@@ -237,7 +272,7 @@ def _cell_styles(cells):
         twins = sum(other == (cell.series, cell.depth) for other, _ in keys.values())
         keys[cell.name] = ((cell.series, cell.depth), twins)
     ranks = sorted({(depth, twin) for (_, depth), twin in keys.values()})
-    looks = dict(zip(ranks, _colors_and_markers(len(ranks)), strict=True))
+    looks = dict(zip(ranks, _ordered_looks(len(ranks)), strict=True))
     series = list(dict.fromkeys(cell.series for cell in cells))
     return {
         name: (*looks[depth, twin], _LINE_STYLES[series.index(own) % len(_LINE_STYLES)])
@@ -245,19 +280,38 @@ def _cell_styles(cells):
     }
 
 
-def _colors_and_markers(count):
+_ORDERED = 4  # more shades of one map cannot be told apart
+# The eight colours of Petroff 2021 (arXiv:2107.02270), "Accessible color sequences for data visualization", Table 1.
+_DISTINCT = ("#1845fb", "#ff5e02", "#c91f16", "#c849a9", "#adad7d", "#86c8dd", "#578dff", "#656364")
+
+
+def _ordered_looks(count: int) -> list[tuple]:
+    """(colour, marker) of things with an order, which their luminance shows as long as they are few."""
+    if count > _ORDERED:
+        return _distinct_looks(count)
     shades = np.linspace(0, 0.8, count)  # its last fifth is too light for white paper
-    return [(matplotlib.colormaps["cividis"](x), _MARKERS[i % len(_MARKERS)]) for i, x in enumerate(shades)]
+    return [(matplotlib.colormaps["cividis"](x), _MARKERS[i]) for i, x in enumerate(shades)]
 
 
-def _scale_error_axis(axes, highest):
-    """Percent from 0 to what shows the end of the curves; the start may leave the picture, as in the paper."""
-    if highest > _MANY_PERCENT:
+def _distinct_looks(count: int) -> list[tuple]:
+    """(colour, marker) of things that must be told apart."""
+    rounds = [(i // len(_DISTINCT), i % len(_DISTINCT)) for i in range(count)]
+    return [(_DISTINCT[i], _MARKERS[(i + 3 * lap) % len(_MARKERS)]) for lap, i in rounds]
+
+
+def _fit_error_axis(axes, lowest: float, highest: float, above: float = 0.15) -> None:
+    """Percent: from the lowest error to the highest one at an end, and `above` of this range more.
+
+    The start of a curve may leave the picture, as in papers.
+    """
+    if highest > _MANY_PERCENT and lowest < highest / 4:
         axes.set_yscale("symlog", linthresh=1)
-        axes.set_yticks([0, 1, 2, 5, 10, 20, 50, 100], ["0", "1", "2", "5", "10", "20", "50", "100"])
-        axes.set_ylim(-0.1, 100)
+        ticks = [tick for tick in (0, 1, 2, 5, 10, 20, 50, 100) if tick < 2 * highest]
+        axes.set_yticks(ticks, map(str, ticks))
+        axes.set_ylim(-0.1, min(100, 1.5 * highest))
         axes.set_ylabel("top-1 error, % (linear below 1)")
         axes.minorticks_off()
     else:
-        axes.set_ylim(0, max(1.5 * highest, 1))
+        extent = max(highest - lowest, highest / 2, 0.5)
+        axes.set_ylim(max(0, lowest - 0.15 * extent), min(100, highest + above * extent))
         axes.set_ylabel("top-1 error, %")

@@ -14,8 +14,9 @@ import ml_collections
 import numpy as np
 from markdown_it import MarkdownIt
 
+from resnet_jax.studies.factors import varied_values
 from resnet_jax.studies.figures import figures
-from resnet_jax.studies.findings import errors_by_seed, findings
+from resnet_jax.studies.findings import errors_by_seed, find
 from resnet_jax.studies.published import published_error
 from resnet_jax.studies.study import StudyRun, collect
 from resnet_jax.workdir import read_environment, storage_errors, write_text
@@ -41,16 +42,19 @@ def _write_report(study, workdir) -> None:
     cells = {cell["name"]: [run for run in runs if run.cell["name"] == cell["name"]] for cell in study.cells}
     finished = {name: done for name, own in cells.items() if (done := [run for run in own if run.result])}
     shown = figures(finished)
+    found = find(finished, study.experiment)
     (workdir / "figures").mkdir(exist_ok=True)
     for figure in shown:
         figure.draw(workdir / "figures" / figure.file)
     rows, notes = _results(cells)
     text = _TEMPLATES.get_template("report.md.j2").render(
         title=study.title,
-        findings=findings(finished),
+        basis=found.basis,
+        findings=found.sentences,
+        few_seeds=found.few_seeds,
         figures=shown,
         batch_statistics=_batch_statistics(finished),
-        columns=[column for column in _COLUMNS if any(column in row for row in rows)],
+        columns=_columns(rows, cells),
         results=rows,
         notes=notes,
         num_runs=len(runs),
@@ -99,13 +103,26 @@ _COLUMNS = (
 )
 
 
+def _columns(rows: Sequence[Mapping], cells: Mapping[str, list[StudyRun]]) -> list[str]:
+    """Columns of the table: those that a row has, and after the name of the cell what was varied."""
+    found = [column for column in _COLUMNS if any(column in row for row in rows)]
+    return [found[0], *_shown_keys(cells), *found[1:]]
+
+
+def _shown_keys(cells) -> dict[str, dict[str, object]]:
+    """The varied keys whose value is not just the name of the cell."""
+    varied = varied_values(cells)
+    return {key: values for key, values in varied.items() if any(str(x) != name for name, x in values.items())}
+
+
 def _results(cells: Mapping[str, list[StudyRun]]) -> tuple[list[dict[str, str]], list[str]]:
     """(cells of the table by column, a row each; notes on what differs from published protocols)."""
     notes = {}  # number of a note by its text
-    rows = []
+    rows, varied = [], _shown_keys(cells)
     for name, runs in cells.items():
         done = [run for run in runs if run.result]
         row = {"cell": name, "depth": "", "seeds": _state(runs)} | (_scores(done) if done else {})
+        row |= {key: str(by_cell[name]) for key, by_cell in varied.items()}
         if published := published_error(runs[0].config):
             protocol = "same protocol"
             if published.differences:

@@ -1,8 +1,12 @@
 """Pictures of studies and runs, and the command that overlays them."""
 
+import itertools
+
 import matplotlib.figure
 import numpy as np
 import pytest
+from matplotlib.colors import to_rgb
+from skimage.color import deltaE_ciede2000, rgb2lab
 
 from resnet_jax import report
 from resnet_jax.studies import plots
@@ -28,6 +32,49 @@ def test_cells_are_told_apart_in_grey_and_a_degenerate_net_stays_in_the_picture(
     assert looks[0] == looks[1]
     assert np.all(np.diff([np.dot((0.2126, 0.7152, 0.0722), color) for color, _ in looks[0]]) > 0.1)
     assert len({marker for _, marker in looks[0]}) == 3
+
+
+@pytest.fixture
+def figures(monkeypatch):
+    drawn = []
+    monkeypatch.setattr(matplotlib.figure.Figure, "savefig", lambda figure, target: drawn.append(figure))
+    return drawn
+
+
+@pytest.mark.parametrize("many", [8, 3])
+def test_up_to_eight_curves_have_colours_that_can_be_told_apart(many, tmp_path, figures):
+    cells = [plots.Cell(f"lr={index}", "", 20) for index in range(many)]
+    curves = {each.name: plots.Curve(np.arange(1, 5), np.full((2, 4), 10.0)) for each in cells}
+    plots.plot_error_curves(cells, curves, curves, "test", tmp_path)
+    lines = [line for line in figures[0].axes[0].lines if len(line.get_xdata()) == 4][1::2]
+    colors = [rgb2lab(to_rgb(line.get_color())) for line in lines]
+    assert len(colors) == many == len({line.get_marker() for line in lines})
+    # 2.3 can just be seen (Mahy et al. 1994); thin lines need much more.
+    assert min(deltaE_ciede2000(one, other) for one, other in itertools.combinations(colors, 2)) > 12
+
+
+@pytest.mark.parametrize(
+    ("errors", "scale"), [((60.0, 66.0, 70.0), "linear"), ((3.0, 4.0, 5.0), "linear"), ((0.5, 4.0, 90.0), "symlog")]
+)
+def test_an_axis_shows_all_errors_and_little_else(errors, scale, tmp_path, figures):
+    by_cell = {f"cell {x}": np.array([x, x]) for x in errors}
+    lines = {"": {name: index for index, name in enumerate(by_cell)}}
+    plots.plot_final_errors(lines, "rate", {"Test error": by_cell}, tmp_path)
+    axes = figures[0].axes[0]
+    low, high = axes.get_ylim()
+    assert axes.get_yscale() == scale and low <= min(errors) and high >= max(errors)
+    if scale == "linear":
+        assert max(errors) - min(errors) > 0.2 * (high - low)
+
+
+def test_numbers_have_their_places_on_an_axis_and_words_stand_side_by_side(tmp_path, figures):
+    errors = {"Test error": {name: np.array([1.0, 2.0]) for name in "abc"}}
+    plots.plot_final_errors({"": {"a": 0.01, "b": 0.1, "c": 1.0}}, "optim.lr", errors, tmp_path)
+    plots.plot_final_errors({"": {"a": "none", "b": "$A^$", "c": "B"}}, "model.shortcut", errors, tmp_path)
+    numbers, words = (figure.axes[0] for figure in figures)
+    assert numbers.get_xscale() == "log" and numbers.get_xticks().tolist() == [0.01, 0.1, 1.0]
+    assert [label.get_text() for label in words.get_xticklabels()] == ["none", "$A^$", "B"]
+    assert words.get_xticks().tolist() == [0, 1, 2]
 
 
 @pytest.fixture(scope="module")

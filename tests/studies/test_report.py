@@ -11,7 +11,7 @@ import pytest
 
 from resnet_jax.config import default
 from resnet_jax.studies import plots, report
-from resnet_jax.studies.study import cell, make_study, run_folder
+from resnet_jax.studies.study import cell, grid, make_study, run_folder
 from tests.studies.folders import DIAGNOSED, ERRORS, make_cells, p_of_three, table_row, write_run
 
 
@@ -62,7 +62,10 @@ def test_the_table_holds_means_and_standard_deviations(complete):
 def test_what_the_data_show_compares_depths_and_series_over_the_same_seeds(complete):
     text = (complete[1] / "report.md").read_text()
     findings = text.split("## What the data show\n\n")[1].split("\n\n##")[0]
-    lines = findings.split("\n")
+    assert findings.startswith(
+        "In each series the deepest cell is compared with the shallowest; other series with plain"
+    )
+    lines = [line for line in findings.split("\n") if line.startswith("- ")]
     assert "plain56's training error is higher than plain20's by 80.00 points" in lines[0]  # 79, 80, 81
     assert "in 3 of 3 seeds" in lines[0]
     assert "plain56's test error is higher than plain20's by 78.00 points" in lines[1]  # 77, 77, 80
@@ -78,10 +81,11 @@ def test_figures_show_what_was_measured(complete):
     drawn = complete[2]
     train, evaluated, split = drawn["error_curves.png"]
     assert split == "test"
-    assert train["plain56"].steps.tolist() == [10, 20, 30]
+    assert train["plain56"].epochs.tolist() == [1, 2, 3]
     np.testing.assert_allclose(train["plain56"].errors[1], [51.0, 46.0, 82.0])
     np.testing.assert_allclose(evaluated["plain56"].errors[:, -1], [81.0, 82.0, 86.0])
-    (errors,) = drawn["final_errors.png"]
+    xlabel, errors = drawn["final_errors.png"]
+    assert xlabel == "depth, layers"
     np.testing.assert_allclose(errors["Test error"]["plain56"], [81.0, 82.0, 86.0])
     in_order, by_magnitude = (panel.values["plain20"] for panel in drawn["layer_responses.png"][0])
     np.testing.assert_allclose(in_order, [[0.5, 3, 1], [1.5, 3, 1], [2.5, 3, 1]])
@@ -197,18 +201,67 @@ def test_a_study_with_nothing_finished_has_a_report_without_pictures(tmp_path):
     assert "figures/" not in text
 
 
-def test_without_two_depths_every_cell_is_compared_with_the_first_on_the_test_split(tmp_path):
-    cells = [cell(f"lr={lr}", {"optim.lr": lr}) for lr in (0.1, 0.2, 0.3)]
-    study = make_study("Rates", default.get_config(), cells, seeds=(0, 1))
-    for each, error in zip(study.cells, (10.0, 11.0, 9.0), strict=True):
+def test_cells_that_differ_in_one_key_are_compared_and_the_baseline_is_named(tmp_path, monkeypatch):
+    experiment = default.get_config()  # resnet20 at a rate of 0.1
+    study = make_study("Rates", experiment, grid({"norm.groups": (16, 32), "optim.lr": (0.05, 0.1, 0.2)}), seeds=(0, 1))
+    for index, each in enumerate(study.cells):
         for seed in study.seeds:
-            write_run(tmp_path, each, seed, 0.0, error + seed, 20)
+            write_run(tmp_path, each, seed, 0.0, 10.0 + index + seed, 20)
+    drawn = {}
+    monkeypatch.setattr(plots, "plot_final_errors", spy(plots.plot_final_errors, drawn))
     report.write_report(study, tmp_path)
     text = (tmp_path / "report.md").read_text()
-    assert "- lr=0.2's test error is higher than lr=0.1's by 1.00 points in each of 2 seeds" in text
-    assert "- lr=0.3's test error is lower than lr=0.1's by 1.00 points in each of 2 seeds" in text
-    assert "training error is" not in text.split("##")[1]
-    assert "final_errors.png" not in text
+    shown = text.split("##")[1]
+    assert "Cells that differ in one key are compared; baseline: norm.groups=32, optim.lr=0.1." in shown
+    compared = re.findall(r"- (\S+, \S+)'s test error is (\S+) than (\S+, \S+)'s by (\S+) points in each of 2", shown)
+    rate = "norm.groups={}, optim.lr={}".format
+    assert compared == [
+        *((rate(16, lr), "lower", rate(32, lr), "3.00") for lr in (0.05, 0.1, 0.2)),
+        (rate(16, 0.05), "lower", rate(16, 0.1), "1.00"),
+        (rate(16, 0.2), "higher", rate(16, 0.1), "1.00"),
+        (rate(32, 0.05), "lower", rate(32, 0.1), "1.00"),
+        (rate(32, 0.2), "higher", rate(32, 0.1), "1.00"),
+    ]
+    assert "training error is" not in shown
+    row = table_row(text, "norm.groups=16, optim.lr=0.2")
+    assert (row["norm.groups"], row["optim.lr"]) == ("16", "0.2")
+    assert list(row)[:3] == ["cell", "norm.groups", "optim.lr"]
+    assert drawn.keys() == {"error_by_norm.groups.png", "error_by_optim.lr.png"}
+    xlabel, errors = drawn["error_by_optim.lr.png"]
+    assert xlabel == "optim.lr" and errors["Test error"]["norm.groups=32, optim.lr=0.2"] == pytest.approx([15, 16])
+
+
+def test_a_cell_that_differs_in_several_keys_is_compared_and_they_are_named(tmp_path):
+    cells = [cell("base", {}), cell("half", {"norm.groups": 16}), cell("both", {"optim.lr": 0.01, "norm.name": "none"})]
+    study = make_study("Norms", default.get_config(), cells, seeds=(0,))
+    for each, error in zip(study.cells, (10.0, 11.0, 9.0), strict=True):
+        write_run(tmp_path, each, 0, 0.0, error, 20)
+    report.write_report(study, tmp_path)
+    text = (tmp_path / "report.md").read_text().split("##")[1]
+    assert "both and base differ in optim.lr and norm.name." in text
+    assert "- half's test error is higher than base's by 1.00 points" in text
+    assert "- both's test error is lower than base's by 1.00 points" in text
+    assert (tmp_path / "figures" / "error_by_cell.png").exists()
+
+
+@pytest.mark.parametrize(("seeds", "warned"), [(2, "all cells"), (3, None)])
+def test_fewer_than_three_seeds_are_warned_of(seeds, warned, tmp_path):
+    study = make_study("Seeds", default.get_config(), make_cells(("plain20", "resnet20")), seeds=range(seeds))
+    for each in study.cells:
+        for seed in study.seeds:
+            write_run(tmp_path, each, seed, 1.0, 2.0 + seed, 20)
+    report.write_report(study, tmp_path)
+    text = (tmp_path / "report.md").read_text()
+    found = re.search(r"\*\*Fewer than three seeds\*\* have finished in (.*): a difference may be chance", text)
+    assert (found and found[1]) == warned
+
+
+def test_the_page_fits_a_phone_and_wide_tables_scroll(complete):
+    text = (complete[1] / "report.html").read_text()
+    page = Page(text)
+    viewport = [attributes["content"] for tag, attributes in page.tags if attributes.get("name") == "viewport"]
+    assert viewport == ["width=device-width, initial-scale=1"]
+    assert re.search(r"table \{[^}]*display: block; overflow-x: auto", text)
 
 
 def test_names_and_versions_are_shown_as_text_and_do_nothing(tmp_path):
