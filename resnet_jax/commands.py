@@ -36,7 +36,7 @@ COMMANDS = {
     "python train.py": "train, or resume a run",
     "python -m resnet_jax.evaluate RUN": "score a run, on its data or on others; write predictions",
     "python -m resnet_jax.ablate": "run a study and write its report",
-    "python -m resnet_jax.report RUN [RUN...]": "curves of runs in one picture",
+    "python -m resnet_jax.report RUN [RUN...]": "curves of runs in one picture; of a folder of runs a list",
     "python -m resnet_jax.summary NAME": "parameters and cost of a model",
     "python -m resnet_jax.data.prepare NAME": "prepare a data set",
     "python -m resnet_jax.data.check FOLDER": "look at a folder of images",
