@@ -8,6 +8,7 @@ is converted with `--tfrecord`.
 
 import importlib.util
 import json
+import logging
 import pathlib
 import shutil
 import tempfile
@@ -80,7 +81,9 @@ def _next_command(name, data_dir=None, to_train_on=True):
         return f"evaluate:  python -m resnet_jax.evaluate WORKDIR --data {name}{_option('--data_dir ', data_dir)}"
     where = _option("--config.data.data_dir=", data_dir)
     if name in DATASETS:
-        return f"train:  python train.py --config.data.name={name}{where}"
+        has_recipe = (pathlib.Path(__file__).parent.parent / "configs" / f"{name}.py").exists()
+        chosen = f"--config=configs/{name}.py" if has_recipe else f"--config.data.name={name}"
+        return f"train:  python train.py {chosen}{where}"
     recipe = "imagenet_resnet50" if name == "imagenet2012" else "imagenette"
     name = name if name in NAMED else f"tfds:{name.removeprefix('tfds:')}"
     return f"train:  python train.py --config=configs/{recipe}.py --config.data.name={name}{where}"
@@ -107,6 +110,7 @@ def _write(builder, name, downloads, manual, tfrecord):
 
 
 def _write_from_network(builder, name):
+    logging.getLogger("urllib3").setLevel(logging.ERROR)  # else each try is a warning, before the message below
     downloader.MAX_RETRIES = 4  # TFDS's 10, ever further apart, keep a machine without a network waiting for minutes
     try:
         builder.download_and_prepare()

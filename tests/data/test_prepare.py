@@ -35,7 +35,8 @@ def test_every_pixel_and_label_reads_back_as_it_was_written(name, tmp_path, caps
     screen = capsys.readouterr().out
     assert str(tmp_path / "data" / name) in screen
     assert "train 30" in screen and "test 20" in screen
-    assert f"python train.py --config.data.name={name} --config.data.data_dir={tmp_path / 'data'}" in screen
+    chosen = "--config.data.name=svhn_cropped" if name == "svhn_cropped" else f"--config=configs/{name}.py"
+    assert f"python train.py {chosen} --config.data.data_dir={tmp_path / 'data'}" in screen  # the recipe, if there is one
 
 
 @pytest.mark.parametrize("name", ["mnist", "cifar10"])
@@ -97,12 +98,13 @@ def test_a_missing_file_is_named_with_its_url_and_a_present_one_is_not(tmp_path)
     assert not (tmp_path / "data").exists()
 
 
-def test_a_download_without_a_network_says_what_to_fetch_and_the_next_call_works(tmp_path, monkeypatch):
+def test_a_download_without_a_network_says_what_to_fetch_and_the_next_call_works(tmp_path, monkeypatch, caplog):
     with pytest.raises(UserError) as error:
         run_prepare("kmnist", tmp_path / "data")
     assert "--downloads" in str(error.value)
     for name in IDX_FILES:
         assert f"http://codh.rois.ac.jp/kmnist/dataset/kmnist/{name}" in str(error.value)
+    assert not [record for record in caplog.records if record.name.startswith("urllib3")]  # one message, not drowned
     examples = write_idx(tmp_path / "files")
     run_prepare("kmnist", tmp_path / "data", tmp_path / "files")
     assert_reads_back("kmnist", tmp_path / "data", examples)
