@@ -29,8 +29,11 @@ def use_compilation_cache() -> None:
 
 
 @contextlib.contextmanager
-def memory_errors() -> Iterator[None]:
+def memory_errors(advice: str) -> Iterator[None]:
     """Say what did not fit into the memory of a device, and what to try.
+
+    Args:
+      advice: what to try.
 
     Raises:
       UserError: it did not.
@@ -41,11 +44,7 @@ def memory_errors() -> Iterator[None]:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
         reason = str(error).splitlines()[0].removeprefix("RESOURCE_EXHAUSTED: ")
-        raise UserError(
-            f"device memory: {reason}. Try a smaller train.batch_size, or the same one in parts "
-            "(train.grad_accum_steps); dtype=bfloat16; a smaller data.image_size or eval.batch_size; or "
-            "data.loader=stream for data that do not fit"
-        ) from error
+        raise UserError(f"device memory: {reason}. Try {advice}") from error
 
 
 def unseen_accelerator(devices: pathlib.Path = pathlib.Path("/dev")) -> str | None:

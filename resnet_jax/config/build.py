@@ -12,39 +12,41 @@ import ml_collections
 from rich.console import Console
 from rich.progress import Progress
 
-from resnet_jax.checkpoint import Checkpoints, unflatten
+from resnet_jax.checkpoint import Checkpoints
 from resnet_jax.config.checks import check_config, check_devices
 from resnet_jax.config.recipe import Recipe
-from resnet_jax.config.stored import LENGTH, changes, read_config
+from resnet_jax.config.resume import start_or_resume
+from resnet_jax.config.stored import LENGTH, changes
 from resnet_jax.data.augment import augment_batch
 from resnet_jax.data.balance import class_weights, make_order
 from resnet_jax.data.crops import VIEWS
 from resnet_jax.data.device import DeviceLoader
 from resnet_jax.data.info import DATASETS
 from resnet_jax.data.preprocessing import mean_image
-from resnet_jax.data.splits import SPLIT_SETTINGS, check_same_data, dataset_info, fingerprint, load_splits, thinned
+from resnet_jax.data.splits import SPLIT_SETTINGS, dataset_info, fingerprint, load_splits, thinned
 from resnet_jax.data.stream import StreamLoader
 from resnet_jax.data.verify import verify
 from resnet_jax.environment import describe_environment
-from resnet_jax.errors import UserError
 from resnet_jax.progress import Watch, unwatched
 from resnet_jax.training.accumulator import Accumulator
 from resnet_jax.training.console import TrainingDisplay, start_screen
-from resnet_jax.training.hooks import ITEMS, TrainingRun, checkpoint_items
+from resnet_jax.training.hooks import ITEMS, TrainingRun
 from resnet_jax.training.logs import MetricsLog
 from resnet_jax.training.parallel import DataParallel, agreed, check_same_everywhere, is_main_process
 from resnet_jax.training.program import Program
 from resnet_jax.training.step import TrainState, create_state, make_batch_fn, make_eval_step, make_train_step
 from resnet_jax.training.tensorboard import Events
-from resnet_jax.workdir import lock_workdir, read_environment, read_result, storage_errors, write_json
+from resnet_jax.workdir import absolute, lock_workdir, read_environment, read_result, storage_errors, write_json
 
 
 def resolve(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
-    """A checked copy; data that stay on disk with their full path, so that a run finds them from anywhere."""
+    """A checked copy; what stays on disk with its full path, so that a run finds it from anywhere."""
     check_config(config)
     config = config.copy_and_resolve_references()
     if config.data.name not in DATASETS and config.data.data_dir is not None:
         config.data.data_dir = str(pathlib.Path(config.data.data_dir).expanduser().absolute())
+    if config.init_from is not None:
+        config.init_from = str(absolute(config.init_from))
     return config
 
 
@@ -274,7 +276,7 @@ def open_run(
         checkpoints = stack.enter_context(Checkpoints(workdir, ITEMS, keep, best))
         devices = [device.device_kind for device in assembly.parallel.mesh.devices.flat]
         console.print(start_screen(recipe.describe(devices, workdir)))
-        state, step, notes = _start_or_resume(recipe, checkpoints, assembly, changed, console)
+        state, step, notes = start_or_resume(recipe, initial_state(recipe), checkpoints, assembly, changed, console)
         environment = describe_environment()
         card = recipe.card({"config": json.loads(config.to_json()), "environment": environment}, assembly.mean_image)
         if main:
@@ -300,37 +302,3 @@ def _describe_run(workdir, config, environment, card, changed) -> None:
         (workdir / "result.json").replace(workdir / f"result-{result['step']}.json")
     for name, content in (("environment", environment), ("config", json.loads(config.to_json())), ("card", card)):
         write_json(workdir / f"{name}.json", content)
-
-
-def _start_or_resume(recipe, checkpoints, assembly, changed, console):
-    state, parallel = initial_state(recipe), assembly.parallel
-    restored = checkpoints.restore_latest(ITEMS)
-    if restored is None:
-        return parallel.replicate(state), 0, {"sums": None, "seconds": 0.0}
-    step, items, notes = restored
-    _check_may_continue(recipe, assembly, checkpoints.workdir, step, notes, changed)
-    news = [f"changed: {key} from {old!r} to {new!r}" for key, (old, new) in changed.items()]
-    for message in (*checkpoints.messages, *news, f"resuming from step {step} of {recipe.num_steps}"):
-        console.print(message, highlight=False, markup=False, soft_wrap=True)
-    path = checkpoints.path(step)
-    trees = {name: unflatten(tree, items[name], path) for name, tree in checkpoint_items(state).items()}
-    opt_state = state.opt_state._replace(inner_state=trees["optimizer"]["opt_state"], count=trees["optimizer"]["step"])
-    state = state.replace(**{**trees["model"], "opt_state": opt_state, "step": trees["optimizer"]["step"]})
-    return parallel.replicate(state), step, notes
-
-
-def _check_may_continue(recipe, assembly, workdir, step, notes, changed) -> None:
-    if "data" in notes:
-        check_same_data(assembly.data, notes["data"], "to train on these, take another --workdir")
-    elif "data.data_dir" in changed:  # a run of an earlier version, which kept no digest
-        raise UserError(f"data.data_dir: expected {changed['data.data_dir'][0]}, as in {workdir}, found another folder")
-    if changed.keys() & set(LENGTH):
-        before = Recipe(read_config(workdir), recipe.info)
-        rates = [jax.jit(jax.vmap(each.schedule))(jnp.arange(step)) for each in (before, recipe)]
-        shapes = [[shape for shape in each.train_shapes if shape[0] < step] for each in (before, recipe)]
-        if step > recipe.num_steps or not bool((rates[0] == rates[1]).all()) or shapes[0] != shapes[1]:
-            raise UserError(
-                f"train.epochs, train.steps: the run in {workdir} has come to step {step} of {before.num_steps}, and "
-                f"with {recipe.num_steps} the learning rates or image sizes up to there would be others; take a "
-                "schedule that stays (constant, or step with milestones at the same steps), or another --workdir"
-            )

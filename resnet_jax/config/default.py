@@ -10,6 +10,7 @@ from ml_collections.config_dict import FieldReference, placeholder
 def get_config() -> ml_collections.ConfigDict:
     config = ml_collections.ConfigDict()
     config.seed = 0  # of initialisation, order and augmentation
+    config.init_from = placeholder(str)  # a run, or the folder of a step, whose weights this run begins with
     config.dtype = "float32"  # of the computation: float32 or bfloat16; weights and statistics stay float32
     config.model = _model()
     config.norm = _norm()

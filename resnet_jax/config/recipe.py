@@ -215,6 +215,7 @@ class Recipe:
         return {
             "devices": f"{devices}, {config.parallel.wrapper}, {config.norm.scope} batch statistics",
             "model": f"{config.model.name}, {config.dtype}",
+            **({"weights": f"from {config.init_from}"} if config.init_from else {}),
             "parameters": f"{self.num_parameters:,}",
             "multiply-adds": f"{self.multiply_adds:,} per image",
             "data": f"{self.data_name}: {splits}; {self.info.num_classes} classes, {height}x{width}x{channels}",

@@ -59,6 +59,17 @@ def load_model(
     return card, card.create_model(), jax.tree.map(jnp.asarray, averaged if ema else variables)
 
 
+def load_weights(path: str | pathlib.Path, shapes: dict) -> dict:
+    """{"params", "batch_stats"} of a checkpoint, for a model of these shapes.
+
+    Raises:
+      UserError: see `load_checkpoint`; or the weights of another model, with what differs.
+    """
+    folder = _step_folder(path, "best")
+    arrays = {name: x for name, x in read_step(folder, ("model",))[0]["model"].items() if not name.startswith("ema.")}
+    return jax.tree.map(jnp.asarray, {"batch_stats": {}, **unflatten(shapes, arrays, folder)})
+
+
 def load_card(path: str | pathlib.Path, step: str | int = "best") -> ModelCard:
     """The model card of a run, of one step of it, or in a file.
 

@@ -46,6 +46,17 @@ def read_config(workdir: str | pathlib.Path) -> ml_collections.ConfigDict:
     return read_config_file(path)
 
 
+def names_in_config(workdir: str | pathlib.Path) -> tuple[str, str]:
+    """(model, data) of a run by their names; of a folder or of tar shards with the name of their directory.
+
+    Raises:
+      UserError: see `read_config`.
+    """
+    config = read_config(workdir)
+    folder = config.data.data_dir if config.data.name in ("folder", "tar") else None
+    return config.model.name, f"{config.data.name} {pathlib.Path(folder).name}" if folder else config.data.name
+
+
 def read_config_file(path: pathlib.Path) -> ml_collections.ConfigDict:
     """The locked config in a `config.json`; see `read_config`."""
     stored = read_json(path)
@@ -63,7 +74,7 @@ def upgrade(stored: Mapping, where: object = "config") -> ml_collections.ConfigD
     config = default.get_config()
     values = _todays(flatten(stored))
     # A key that is absent takes today's default, which is what the code did before the key came; but here.
-    if values.get("data.name") == "folder":
+    if values.get("data.name") in ("folder", "tar"):
         values.setdefault("data.use_validation_split", False)
     known = flatten(config)
     if unknown := [key for key in values if key not in known]:

@@ -38,6 +38,11 @@ from resnet_jax.training.preemption import stop_requests
 from resnet_jax.training.replicas import seconds_per_step, stack_states, train_replicas
 from resnet_jax.workdir import absolute, write_json
 
+_LESS_MEMORY = (
+    "a smaller train.batch_size, or the same one in parts (train.grad_accum_steps); dtype=bfloat16; a smaller "
+    "data.image_size or eval.batch_size; or data.loader=stream for data that do not fit"
+)
+
 
 def train(
     config: ml_collections.ConfigDict,
@@ -85,7 +90,7 @@ def train(
         with contextlib.ExitStack() as stack:
             bars = bars or stack.enter_context(progress_bars(console))
             assembly = Assembly(recipe, functools.partial(watch, bars))
-            stack.enter_context(memory_errors())
+            stack.enter_context(memory_errors(_LESS_MEMORY))
             stop_requested = stop_requested or stack.enter_context(stop_requests(console))
             run = stack.enter_context(open_run(recipe, assembly, workdir, console, bars))
             run.program = assembly.program(random_keys(config.seed)[0])

@@ -48,7 +48,7 @@ def predict(
     card, model, variables = load_model(path, step, ema=ema)
     source, possible = open_source(card, split, data, data_dir)
     scorer = Scorer(model, variables, card.create_preprocessing(), view, flip, card.max_corrupt)
-    with memory_errors():
+    with memory_errors("--view center, or JAX_PLATFORMS=cpu in the environment"):
         return scorer.predict(source, possible, watch)
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from rich.table import Table
 
-from resnet_jax.config.stored import read_config
+from resnet_jax.config.stored import names_in_config
 from resnet_jax.errors import UserError
 from resnet_jax.training.logs import read_metrics
 from resnet_jax.workdir import read_result
@@ -47,18 +47,16 @@ def runs_table(folder: str | pathlib.Path) -> Table:
 
 def _row(run: pathlib.Path) -> list[str]:
     try:
-        config, result = read_config(run), read_result(run)
+        names, result = names_in_config(run), read_result(run)
     except UserError as error:
         return [str(error)]
-    where = config.data.data_dir if config.data.name in ("folder", "tar") else None
-    cells = [config.model.name, config.data.name + (f" {pathlib.Path(where).name}" if where else "")]
     if result is None:
         lines = read_metrics(run / "metrics.jsonl")
-        return [*cells, f"{lines[-1]['step']:,}, not finished" if lines else "not finished"]
+        return [*names, f"{lines[-1]['step']:,}, not finished" if lines else "not finished"]
     steps = f"{result['step']:,} of {result['steps']:,}" if "steps" in result else f"{result['step']:,}"
     has_best = "validation" in result.get("best", {})
     scores = [
         f"{result[weights]['test']['accuracy']:.2%}" if wanted and result["completed"] else ""
         for weights, wanted in (("last", True), ("best", has_best))
     ]
-    return [*cells, steps, *scores, str(datetime.timedelta(seconds=round(result["seconds"])))]
+    return [*names, steps, *scores, str(datetime.timedelta(seconds=round(result["seconds"])))]

@@ -77,6 +77,7 @@ HARMLESS = set(
 )
 # Valid values where they are no numbers; the first that differs from the recipe's is taken.
 VALUES = {
+    "init_from": ("/elsewhere",),
     "dtype": ("bfloat16",),
     "model.num_classes": (10,),
     "model.shortcut": ("C",),

@@ -1,14 +1,17 @@
 """What disks and people do to a run at work; and numbers that are not finite."""
 
+import functools
 import importlib
 import os
 import pathlib
+import re
 import shutil
 import subprocess
 import sys
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from rich.console import Console
 
@@ -18,6 +21,7 @@ from resnet_jax.checkpoint import SavedSteps
 from resnet_jax.config import build
 from resnet_jax.environment import unseen_accelerator
 from resnet_jax.errors import DivergedError
+from resnet_jax.training.logs import read_metrics
 from resnet_jax.workdir import StorageError
 from tests.runs import ROOT, at_step
 from tests.tiny import tiny_config
@@ -66,7 +70,7 @@ def test_a_full_disk_ends_a_run_with_one_line_and_the_run_can_go_on(small_disk, 
     with monkeypatch.context() as patch, pytest.raises(StorageError, match="No space left on device") as stopped:
         at_step(patch, 15, fill)
         train(tiny_config(), workdir, QUIET)
-    assert "\n" not in str(stopped.value) and "Make room, then give the same command" in str(stopped.value)
+    assert "\n" not in str(stopped.value) and "Make room, then continue: the same command with" in str(stopped.value)
     assert SavedSteps(workdir).steps() == [10]
     (workdir / "filling").unlink()
     assert train(tiny_config(), workdir, QUIET)["completed"]
@@ -217,5 +221,23 @@ def test_a_run_is_made_longer_where_its_rates_stay_and_ends_as_if_it_had_been_so
     with pytest.raises(UserError, match="has come to step 40 of 40, and with 80 the learning rates"):
         train(tiny_config(**step, train__steps=80, optim__milestones=(0.5,)), tmp_path / "run", QUIET)
     train(tiny_config(train__steps=10), tmp_path / "cosine", QUIET)
-    with pytest.raises(UserError, match="take a schedule that stays"):
+    with pytest.raises(UserError, match="take a schedule that stays") as refused:
         train(tiny_config(train__steps=20), tmp_path / "cosine", QUIET)
+    offered = re.search(r"another --workdir, and --config.init_from=(\S+)", str(refused.value))[1]
+    assert offered == str(tmp_path / "cosine" / "checkpoints" / "10")
+
+
+def test_a_run_can_begin_with_the_weights_of_another(finished, tmp_path):
+    source = finished[0]
+    still = {"train__steps": 2, "optim__lr": 0.0, "optim__weight_decay": 0.0, "norm__momentum": 0.0}
+    train(tiny_config(init_from=str(source), train__ema_decay=0.9, **still), tmp_path / "run", QUIET)
+    expected = resnet_jax.load_checkpoint(source, step="best")[1]["params"]
+    found, ema = (resnet_jax.load_checkpoint(tmp_path / "run", "latest", ema=ema)[1]["params"] for ema in (False, True))
+    jax.tree.map(np.testing.assert_array_equal, found, expected)
+    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-6), ema, expected)
+    first = read_metrics(tmp_path / "run" / "metrics.jsonl")[0]
+    assert first["accuracy"] > 0.2  # what the other run had learnt
+    with pytest.raises(UserError, match="does not fit this model; 5 arrays differ"):
+        train(tiny_config(init_from=str(source), model__shortcut="B"), tmp_path / "other", QUIET)
+    with pytest.raises(UserError, match="/nowhere"):
+        train(tiny_config(init_from="/nowhere"), tmp_path / "nothing", QUIET)

@@ -1,0 +1,79 @@
+"""The start of a run: with random weights, with those of another run, or where its last checkpoint left it."""
+
+from shlex import quote
+
+import jax
+import jax.numpy as jnp
+from rich.console import Console
+
+from resnet_jax.checkpoint import Checkpoints, unflatten
+from resnet_jax.config.recipe import Recipe
+from resnet_jax.config.runs import load_weights
+from resnet_jax.config.stored import LENGTH, read_config
+from resnet_jax.data.splits import check_same_data
+from resnet_jax.errors import UserError
+from resnet_jax.training.hooks import ITEMS, checkpoint_items
+from resnet_jax.training.step import TrainState
+
+
+def start_or_resume(
+    recipe: Recipe, state: TrainState, checkpoints: Checkpoints, assembly, changed: dict, console: Console
+) -> tuple[TrainState, int, dict]:
+    """Where a run stands: at its last checkpoint if there is one, else at its start.
+
+    Args:
+      recipe: recipe of the run.
+      state: initial state.
+      checkpoints: those of the run.
+      assembly: its devices and its data; see `build.Assembly`.
+      changed: keys that changed since it began; see `stored.changes`.
+      console: for messages.
+
+    Returns:
+      (state on the devices, step, notes of the checkpoint).
+
+    Raises:
+      UserError: the run cannot be continued with this config or these data.
+    """
+    parallel = assembly.parallel
+    restored = checkpoints.restore_latest(ITEMS)
+    if restored is None:
+        return parallel.replicate(_with_given_weights(recipe, state)), 0, {"sums": None, "seconds": 0.0}
+    step, items, notes = restored
+    _check_may_continue(recipe, assembly, checkpoints.workdir, step, notes, changed)
+    news = [f"changed: {key} from {old!r} to {new!r}" for key, (old, new) in changed.items()]
+    for message in (*checkpoints.messages, *news, f"resuming from step {step} of {recipe.num_steps}"):
+        console.print(message, highlight=False, markup=False, soft_wrap=True)
+    path = checkpoints.path(step)
+    trees = {name: unflatten(tree, items[name], path) for name, tree in checkpoint_items(state).items()}
+    opt_state = state.opt_state._replace(inner_state=trees["optimizer"]["opt_state"], count=trees["optimizer"]["step"])
+    state = state.replace(**{**trees["model"], "opt_state": opt_state, "step": trees["optimizer"]["step"]})
+    return parallel.replicate(state), step, notes
+
+
+def _with_given_weights(recipe, state) -> TrainState:
+    if recipe.config.init_from is None:
+        return state
+    weights = load_weights(recipe.config.init_from, recipe.variable_shapes)
+    # A copy, since the state's memory is donated and no array may be in it twice.
+    ema = None if state.ema is None else jax.tree.map(jnp.copy, weights)
+    return state.replace(**weights, ema=ema)
+
+
+def _check_may_continue(recipe, assembly, workdir, step, notes, changed) -> None:
+    if "data" in notes:
+        check_same_data(assembly.data, notes["data"], "to train on these, take another --workdir")
+    elif "data.data_dir" in changed:  # a run of an earlier version, which kept no digest
+        raise UserError(f"data.data_dir: expected {changed['data.data_dir'][0]}, as in {workdir}, found another folder")
+    if changed.keys() & set(LENGTH):
+        folder = workdir / "checkpoints" / str(step)
+        before = Recipe(read_config(workdir), recipe.info)
+        rates = [jax.jit(jax.vmap(each.schedule))(jnp.arange(step)) for each in (before, recipe)]
+        shapes = [[shape for shape in each.train_shapes if shape[0] < step] for each in (before, recipe)]
+        if step > recipe.num_steps or not bool((rates[0] == rates[1]).all()) or shapes[0] != shapes[1]:
+            raise UserError(
+                f"train.epochs, train.steps: the run in {workdir} has come to step {step} of {before.num_steps}, and "
+                f"with {recipe.num_steps} the learning rates or image sizes up to there would be others; take a "
+                "schedule that stays (constant, or step with milestones at the same steps); or begin a new run with "
+                f"its weights: another --workdir, and --config.init_from={quote(str(folder))}"
+            )
