@@ -65,6 +65,7 @@ def main() -> None:
     parser.add_argument("--test", type=int, default=100)
     args = parser.parse_args()
     write_folder(args.folder, {"train": args.train, "test": args.test})
+    print(f"{args.folder}: {args.train} JPEGs in train/, {args.test} in test/")
 
 
 if __name__ == "__main__":

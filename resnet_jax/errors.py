@@ -38,8 +38,7 @@ class WorkdirInUse(UserError):
 
 
 def did_you_mean(name: object, known: Iterable[str]) -> str:
-    """A sentence that names the closest known name, if one is close, and lists them all."""
+    """A sentence that names the closest known name; if none is close, it lists them all."""
     known = list(known)
     close = difflib.get_close_matches(str(name), known, n=1)
-    listing = "known: " + ", ".join(known)
-    return f"did you mean {close[0]!r}? ({listing})" if close else listing
+    return f"did you mean {close[0]!r}?" if close else "known: " + ", ".join(known)

@@ -6,7 +6,9 @@ import json
 import os
 import pathlib
 import re
+import shlex
 import shutil
+import sys
 import tempfile
 import uuid
 from collections.abc import Iterator
@@ -167,7 +169,17 @@ def describe_failure(error: BaseException, workdir: pathlib.Path) -> str:
     if full:
         reason += f" ({_size(shutil.disk_usage(workdir).free)} are free)"
     remedy = "Make room" if full else "Mend that"
-    return f"{reason}. {remedy}, then give the same command with --workdir={workdir}"
+    return f"{reason}. {remedy}, then continue: {resume_command(workdir)}"
+
+
+def resume_command(workdir: pathlib.Path) -> str:
+    """The command that continues a run of this process; what to do in words, if that was not started by `train.py`."""
+    program, *arguments = sys.argv
+    option = f"--workdir={workdir}"
+    if os.path.basename(program) != "train.py":
+        return f"the same command with {shlex.quote(option)}"
+    named = any(argument.startswith(("--workdir", "-workdir")) for argument in arguments)
+    return shlex.join(["python", program, *arguments, *([] if named else [option])])
 
 
 _OF_STORAGE = "RESOURCE_EXHAUSTED|PERMISSION_DENIED|NOT_FOUND|DATA_LOSS|UNAVAILABLE|No space left|os_error_code"

@@ -68,7 +68,7 @@ def _builder(name, data_dir):
         return tfds.builder(tfds_name, data_dir=data_dir, file_format="array_record")
     except tfds.core.DatasetNotFoundError:
         near = did_you_mean(name, (*DATASETS, *tfds.list_builders(with_community_datasets=False)))
-        raise UserError(f"there is no data set {name!r}; {near.split('(known:')[0]}") from None
+        raise UserError(f"there is no data set {name!r}; {near}") from None
     except ValueError as error:  # no such config; or what TFDS says when the data set is there as TFRecord files
         raise UserError(
             f"{name} cannot be prepared there: {error}. If it is there as TFRecord files, give their --data_dir as "

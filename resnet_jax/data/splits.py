@@ -72,8 +72,8 @@ def load_splits(
       validation_size: number of examples, or below 1 the share of the training split.
       data_dir: root of the data; None for the default of TensorFlow Datasets.
       test_size: number or share of the examples that are the test split of a folder that is not divided into splits.
-      use_validation_split: if a folder has a validation and a test split, the first is the validation split, and none
-        is held out; otherwise it is ignored.
+      use_validation_split: if a folder, or tar shards, have a validation and a test split, the first is the validation
+        split, and none is held out; otherwise it is ignored.
 
     Returns:
       For a key of `DATASETS`, an `ArrayDataset` for each split; else sources (see `sources`).
@@ -249,7 +249,7 @@ def open_sources(
         if kind == "folder":
             sources, origins = _open_folder(folder, test_size, use_validation_split)
         else:
-            sources = _open_shards(folder)
+            sources = _open_shards(folder, use_validation_split)
     else:
         sources = tfds.open_train_and_test(name, data_dir)
     sizes = {split: len(source) for split, source in sources.items()}
@@ -329,12 +329,19 @@ def _warn_left_out(*sources) -> None:
         )
 
 
-def _open_shards(data_dir):
-    shards = {name: sorted(data_dir.glob(f"{name}*.tar")) for name in ("train", "test", "val", "validation")}
-    test = next((name for name in ("test", "validation", "val") if shards[name]), None)
-    if not shards["train"] or test is None:
+def _open_shards(data_dir, use_validation_split) -> dict:
+    shards = {name: sorted(data_dir.glob(f"{name}*.tar")) for name in ("train", "test")}
+    validation = next(filter(None, (sorted(data_dir.glob(f"{name}*.tar")) for name in _VALIDATION_NAMES)), [])
+    if not shards["test"]:
+        shards["test"] = validation
+    elif validation and use_validation_split:
+        shards["validation"] = validation
+    if not shards["train"] or not shards["test"]:
         raise UserError(f"data.data_dir: expected train*.tar and test*.tar (or val*.tar) in {data_dir}")
     train = TarSource(shards["train"], index_shards(shards["train"], "train"))
-    scored = TarSource(shards[test], index_shards(shards[test], "test", train.class_names))
-    _warn_left_out(train, scored)
-    return {"train": train, "test": scored}
+    sources = {
+        split: train if split == "train" else TarSource(files, index_shards(files, split, train.class_names))
+        for split, files in shards.items()
+    }
+    _warn_left_out(*sources.values())
+    return sources

@@ -3,7 +3,6 @@
 import dataclasses
 import math
 import pathlib
-import shlex
 import signal
 import time
 from collections.abc import Callable
@@ -21,7 +20,7 @@ from resnet_jax.training.parallel import is_main_process
 from resnet_jax.training.probes import LayerProbe
 from resnet_jax.training.program import Program
 from resnet_jax.training.step import TrainState
-from resnet_jax.workdir import write_json
+from resnet_jax.workdir import resume_command, write_json
 
 ITEMS = ("model", "optimizer")  # of a checkpoint
 
@@ -243,8 +242,8 @@ class Preempt(Hook):
         if is_main_process():
             write_json(run.workdir / "result.json", {"completed": False, **run.progress(step)})
         raise InterruptedRun(
-            f"stopped at step {step} of {run.recipe.num_steps}, which is saved; to continue, give the same command "
-            f"with\n  --workdir={shlex.quote(str(run.workdir))}",
+            f"stopped at step {step} of {run.recipe.num_steps}, which is saved; to continue:\n"
+            f"  {resume_command(run.workdir)}",
             by_person=request == signal.SIGINT,
         )
 

@@ -36,7 +36,9 @@ def test_every_pixel_and_label_reads_back_as_it_was_written(name, tmp_path, caps
     assert str(tmp_path / "data" / name) in screen
     assert "train 30" in screen and "test 20" in screen
     chosen = "--config.data.name=svhn_cropped" if name == "svhn_cropped" else f"--config=configs/{name}.py"
-    assert f"python train.py {chosen} --config.data.data_dir={tmp_path / 'data'}" in screen  # the recipe, if there is one
+    assert (
+        f"python train.py {chosen} --config.data.data_dir={tmp_path / 'data'}" in screen
+    )  # the recipe, if there is one
 
 
 @pytest.mark.parametrize("name", ["mnist", "cifar10"])

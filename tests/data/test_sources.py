@@ -180,6 +180,16 @@ def test_shards_of_a_folder_tree_have_the_classes_of_its_folders(tmp_path):
     assert splits["train"].name(1).endswith("train.tar: train/a/1.jpg")
 
 
+@pytest.mark.parametrize(("wanted", "validation"), [(True, [2]), (False, None)])
+def test_validation_shards_beside_test_shards_are_the_validation_split(wanted, validation, tmp_path):
+    for split, label in (("train", 0), ("valid", 2), ("test", 1)):
+        members = [(f"{split}/{name}/1.jpg", jpeg(index)) for index, name in enumerate("abc")]
+        write_tar(tmp_path / f"{split}.tar", members if split == "train" else members[label : label + 1])
+    _, splits = open_sources("tar", str(tmp_path), use_validation_split=wanted)
+    assert splits["test"].labels.tolist() == [1]
+    assert (splits["validation"].labels.tolist() if "validation" in splits else None) == validation
+
+
 @pytest.mark.parametrize(
     ("members", "message"),
     [

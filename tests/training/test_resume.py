@@ -1,8 +1,10 @@
 import io
 import json
 import os
+import pathlib
 import shutil
 import signal
+import sys
 
 import numpy as np
 import pytest
@@ -11,7 +13,7 @@ from rich.console import Console
 from resnet_jax import UserError, train
 from resnet_jax.errors import InterruptedRun
 from resnet_jax.training.logs import read_metrics
-from resnet_jax.workdir import lock_workdir
+from resnet_jax.workdir import lock_workdir, resume_command
 from tests.runs import SETTINGS, assert_the_same_end, logged, start_process, stop_after
 from tests.tiny import tiny_config
 
@@ -202,3 +204,16 @@ def test_every_optimizer_trains_and_resumes(tmp_path, monkeypatch, optimizer):
 def logged_after(train, config, workdir):
     train(config, workdir)
     return logged(workdir)
+
+
+@pytest.mark.parametrize(
+    ("argv", "command"),
+    [
+        (["train.py", "--lr=0.1 x"], "python train.py '--lr=0.1 x' '--workdir=/runs/a b'"),
+        (["/x/train.py", "--workdir", "/runs/a b"], "python /x/train.py --workdir '/runs/a b'"),
+        (["notebook"], "the same command with '--workdir=/runs/a b'"),
+    ],
+)
+def test_the_command_that_continues_a_run_can_be_pasted(argv, command, monkeypatch):
+    monkeypatch.setattr(sys, "argv", argv)
+    assert resume_command(pathlib.Path("/runs/a b")) == command
