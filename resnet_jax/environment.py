@@ -21,11 +21,12 @@ _PACKAGES = (
 
 
 def use_compilation_cache() -> None:
-    """Keep compiled programs between runs, in the user's cache folder unless JAX_COMPILATION_CACHE_DIR says where."""
+    """Keep compiled programs between runs, in the user's cache folder; what JAX's own variables say comes first."""
     if jax.config.jax_compilation_cache_dir is None:
         folder = cache_folder()
         jax.config.update("jax_compilation_cache_dir", str(folder / "xla") if folder else None)
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+    if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 
 
 @contextlib.contextmanager

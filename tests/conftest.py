@@ -1,8 +1,10 @@
 import contextlib
 import os
+import pathlib
 import shutil
 import signal
 import subprocess
+from unittest import mock
 
 # Before JAX starts: four virtual devices, so that data parallelism is tested everywhere, and quick compilation, since
 # most programs here run for a moment. (The golden files were made without it and hold; test_ablate does without it.)
@@ -10,6 +12,7 @@ os.environ["XLA_FLAGS"] = " ".join(
     ["--xla_backend_optimization_level=0", os.environ.get("XLA_FLAGS", ""), "--xla_force_host_platform_device_count=4"]
 )
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"  # several tests, and processes, need the same
 
 import jax
 import numpy as np
@@ -17,6 +20,7 @@ import pytest
 
 from resnet_jax.config import build
 from resnet_jax.environment import use_compilation_cache
+from resnet_jax.training import plots
 
 # A job in the background ignores Ctrl-C and closed terminals, and so do its children: tests send these signals.
 for number in (signal.SIGINT, signal.SIGHUP):
@@ -24,7 +28,6 @@ for number in (signal.SIGINT, signal.SIGHUP):
         signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 use_compilation_cache()
-jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)  # several tests need what takes a moment
 
 
 def pytest_collection_modifyitems(items):
@@ -33,15 +36,22 @@ def pytest_collection_modifyitems(items):
     items.sort(key=lambda item: item.path not in slow)
 
 
-@pytest.fixture(autouse=True)
-def forgotten_programs(request):
-    """A test that replaces parts of a program gets none that is remembered, and leaves none."""
-    replaces = "monkeypatch" in request.fixturenames
-    if replaces:
-        build.forget_programs()
+@pytest.fixture
+def fresh_programs():
+    """For a test that replaces parts of a program: it gets none that is remembered, and leaves none."""
+    build.forget_programs()
     yield
-    if replaces:
-        build.forget_programs()
+    build.forget_programs()
+
+
+_plot_run = plots.plot_run
+
+
+@pytest.fixture(autouse=True, scope="session")
+def no_pictures():
+    """Runs leave an empty picture, which takes half a second less; `finished` and test_plots.py draw real ones."""
+    with mock.patch.object(plots, "plot_run", lambda lines, target, title: pathlib.Path(target).touch()):
+        yield
 
 
 @pytest.fixture(scope="session")
@@ -52,7 +62,8 @@ def finished(tmp_path_factory):
     from tests.tiny import tiny_config
 
     workdir = tmp_path_factory.mktemp("finished")
-    result = train(tiny_config(**SETTINGS), workdir)
+    with mock.patch.object(plots, "plot_run", _plot_run):
+        result = train(tiny_config(**SETTINGS), workdir)
     assert result["best"]["test"]["accuracy"] > result["last"]["test"]["accuracy"]
     return workdir, result
 

@@ -150,7 +150,7 @@ def test_a_run_is_scored_on_a_machine_with_other_devices(tmp_path):
 
 
 @pytest.mark.parametrize("broken", ["loss", "grad_norm", "param_norm"])
-def test_a_loss_that_is_not_finite_stops_the_run_before_it_is_saved(tmp_path, monkeypatch, broken):
+def test_a_loss_that_is_not_finite_stops_the_run_before_it_is_saved(tmp_path, monkeypatch, fresh_programs, broken):
     def break_step_23(*args, **kwargs):
         step = make_train_step(*args, **kwargs)
 

@@ -20,7 +20,7 @@ RUNS = {
 
 
 @pytest.mark.parametrize("name", RUNS)
-def test_a_training_step_is_traced_once(name, monkeypatch):
+def test_a_training_step_is_traced_once(name, monkeypatch, fresh_programs):
     settings = dict(RUNS[name])
     count = settings.pop("replicas", 1)
     make = module.make_train_step

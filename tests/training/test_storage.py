@@ -36,7 +36,9 @@ def wait_for(path):
 
 
 @pytest.mark.parametrize("where", ["batch_stats", "ema", "opt_state"])
-def test_a_number_that_is_not_finite_outside_the_loss_stops_the_run_before_it_is_saved(tmp_path, monkeypatch, where):
+def test_a_number_that_is_not_finite_outside_the_loss_stops_the_run_before_it_is_saved(
+    tmp_path, monkeypatch, fresh_programs, where
+):
     make = build.make_train_step
 
     def breaking(*arguments, **settings):
