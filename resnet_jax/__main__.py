@@ -3,6 +3,7 @@
 from resnet_jax.commands import COMMANDS
 
 if __name__ == "__main__":
+    width = max(map(len, COMMANDS))
     for command, purpose in COMMANDS.items():
-        print(f"{command:<38} {purpose}")
+        print(f"{command:<{width}} {purpose}")
     print("each explains itself with --help")

@@ -48,7 +48,8 @@ def run_study(
       only_cell: index of the only cell to run.
 
     Returns:
-      The runs that failed, each with an `error.txt` in its folder, or that another process is at work on.
+      The runs that failed, each with an `error.txt` in its folder. Those that another process is at work on are not
+      waited for.
 
     Raises:
       UserError: a study that cannot run, or a workdir of another study. Nothing has run.
@@ -77,7 +78,7 @@ def run_study(
         for group in _groups(unfinished, study.replicas, console):
             bars.update(task, values=", ".join(map(_name, group)))
             for run, outcome in zip(group, _train(group, bars, stop_requested), strict=True):
-                failed += [run] if isinstance(outcome, Exception) else []
+                failed += [run] if isinstance(outcome, Exception) and not isinstance(outcome, WorkdirInUse) else []
                 finished += 1
                 bars.update(task, completed=finished)
                 console.print(
@@ -166,6 +167,8 @@ def _name(run: StudyRun) -> str:
 
 
 def _summary(outcome: dict | Exception) -> str:
+    if isinstance(outcome, WorkdirInUse):
+        return "left to another process, which is at work on it"
     if isinstance(outcome, Exception):
         return f"FAILED: {_one_line(outcome)}"
     errors = ", ".join(

@@ -16,9 +16,8 @@ from resnet_jax.errors import InterruptedRun
 from resnet_jax.studies import run as study_run
 from resnet_jax.studies.grow import add_run
 from resnet_jax.studies.run import print_cells, run_study
-from resnet_jax.studies.study import cell, collect, grid, make_study, read_study
+from resnet_jax.studies.study import cell, grid, make_study, read_study
 from resnet_jax.training import loop
-from resnet_jax.workdir import lock_workdir
 from tests.tiny import tiny_config
 
 ROOT = pathlib.Path(__file__).parent.parent.parent
@@ -100,16 +99,6 @@ def test_ctrl_c_while_a_run_is_scored_ends_the_study_after_it(tmp_path, monkeypa
     assert [line["name"] for line in lines(tmp_path)] == ["model.shortcut=none"]
     assert run_study(study, tmp_path, QUIET) == []
     assert len(lines(tmp_path)) == 2
-
-
-@pytest.mark.slow
-def test_a_run_that_another_process_is_at_work_on_is_left_to_it(tmp_path):
-    study = tiny_study(grid({"model.shortcut": ("none", "A")}))
-    run = collect(study, tmp_path)[0]
-    with lock_workdir(run.folder):
-        assert [run.cell["name"] for run in run_study(study, tmp_path, QUIET)] == ["model.shortcut=none"]
-    assert [line["name"] for line in lines(tmp_path)] == ["model.shortcut=A"]
-    assert not list(tmp_path.rglob("error.txt"))
 
 
 @pytest.mark.slow
