@@ -290,8 +290,8 @@ def test_a_full_disk_is_one_error_and_leaves_the_steps_before(small_disk):
         checkpoints.save(2, items_of(2), metrics=None, notes={})
         checkpoints.wait()
     assert re.search(
-        r"No space left on device for a checkpoint of 0.[0-9] MB \(0.0 MB are free\). Make room, then give the same "
-        r"command with --workdir=.*; the checkpoints of steps 1 are whole",
+        r"No space left on device for a checkpoint of 0.[0-9] MB \(0.0 MB are free\). Make room, then continue: the "
+        r"same command with --workdir=.*; the checkpoints of steps 1 are whole",
         str(stopped.value),
     )
     assert SavedSteps(workdir).steps() == [1]

@@ -9,6 +9,7 @@ import sys
 import pytest
 from rich.console import Console
 
+from resnet_jax import ablate
 from resnet_jax.studies.run import run_study
 from resnet_jax.studies.study import collect, grid, make_study
 from resnet_jax.workdir import lock_workdir
@@ -47,6 +48,7 @@ def test_jobs_that_start_at_once_lose_no_line(tmp_path):
     lines = [json.loads(line) for line in (tmp_path / "study" / "results.jsonl").read_text().splitlines()]
     expected = [(f"optim.lr={lr}", seed) for lr in (0.1, 0.2) for seed in (0, 1)]
     assert [(line["name"], line["seed"]) for line in lines] == expected
+    ablate.main(["ablate", "--report", f"--workdir={tmp_path / 'study'}"])
     assert "None: all 4 runs are finished." in (tmp_path / "study" / "report.md").read_text()
 
 
