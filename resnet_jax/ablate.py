@@ -47,7 +47,7 @@ def main(argv: list[str] | None = None) -> None:
             print_cells(study, workdir, console)
         elif values.add or values.report:
             if values.add:
-                add_run(study, workdir, pathlib.Path(values.add))
+                add_run(study, workdir, pathlib.Path(values.add).expanduser())
             _report(workdir, console)
         else:
             failed = run_study(study, workdir, console, values.cell)

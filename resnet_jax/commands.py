@@ -8,6 +8,8 @@ import warnings
 from typing import TextIO
 
 from rich.console import Console
+from rich.measure import Measurement
+from rich.table import Table
 
 from resnet_jax.errors import INTERRUPTED, InterruptedRun, UserError, did_you_mean
 
@@ -32,12 +34,13 @@ def command_line():
 
 
 _WIDTH_OF_FILES = 200
+_WIDEST = 1000  # characters
 COMMANDS = {
     "python train.py": "train, or resume a run",
     "python -m resnet_jax.evaluate RUN": "score a run, on its data or on others; write predictions",
     "python -m resnet_jax.ablate": "run a study and write its report",
     "python -m resnet_jax.report RUN [RUN...]": "curves of runs in one picture; of a folder of runs a list",
-    "python -m resnet_jax.summary NAME": "parameters and cost of a model",
+    "python -m resnet_jax.summary NAME": "shapes, parameters and cost of a model, or of that of a run",
     "python -m resnet_jax.data.prepare NAME": "prepare a data set",
     "python -m resnet_jax.data.check FOLDER": "look at a folder of images",
 }
@@ -61,6 +64,13 @@ def make_console(quiet: bool = False) -> Console:
     if not (console.is_terminal or console.is_jupyter):
         console.width = _WIDTH_OF_FILES  # else tables are cut at 80 columns
     return console
+
+
+def print_whole(console: Console, table: Table) -> None:
+    """Print a table with all that is in it: on a terminal that is too narrow, the terminal wraps its lines."""
+    wide = console.options.update(max_width=_WIDEST)
+    console.width = max(console.width, Measurement.get(console, wide, table).maximum)
+    console.print(table, crop=False)
 
 
 class ForgivingFile:

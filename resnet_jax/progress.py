@@ -43,8 +43,8 @@ def watch(bars: Progress, name: str, items: Iterable, total: int) -> Iterator:
     """The items of a phase, with a bar as long as they are worked through.
 
     Args:
-      bars: the bar goes among these.
-      name: of the phase.
+      bars: progress bars, which get one more.
+      name: name of the phase.
       items: what is worked through.
       total: number of items.
     """

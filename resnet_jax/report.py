@@ -3,7 +3,7 @@
 import os
 import pathlib
 
-from resnet_jax.commands import Parser, command_line, make_console
+from resnet_jax.commands import Parser, command_line, make_console, print_whole
 from resnet_jax.studies.listing import runs_table
 from resnet_jax.studies.overlay import overlay
 
@@ -16,7 +16,7 @@ def main(argv: list[str] | None = None) -> None:
     with command_line():
         args, console = parser.parse_args(argv), make_console()
         if len(args.runs) == 1 and _holds_runs(pathlib.Path(args.runs[0])):
-            console.print(runs_table(args.runs[0]))
+            print_whole(console, runs_table(args.runs[0]))
         else:
             overlay(args.runs, args.output)
             console.print(f"picture: {os.path.abspath(args.output)}", soft_wrap=True)

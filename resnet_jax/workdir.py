@@ -173,8 +173,10 @@ def describe_failure(error: BaseException, workdir: pathlib.Path) -> str:
 
 
 def resume_command(workdir: pathlib.Path) -> str:
-    """The command that continues a run of this process; what to do in words, if that was not started by `train.py`."""
+    """The command that continues a run of this process; in words, if that is neither `train.py` nor a study."""
     program, *arguments = sys.argv
+    if os.path.basename(program) == "ablate.py":
+        return shlex.join(["python", "-m", "resnet_jax.ablate", *arguments])
     option = f"--workdir={workdir}"
     if os.path.basename(program) != "train.py":
         return f"the same command with {shlex.quote(option)}"

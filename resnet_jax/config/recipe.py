@@ -208,8 +208,11 @@ class Recipe:
             "validation": self.num_validation,
             "test": self.info.splits["test"],
         }
+        if self.max_examples:
+            sizes |= {name: min(sizes[name], self.max_examples) for name in ("validation", "test")}
         origins = {name: f" ({origin})" for name, origin in self.info.origins.items()}
         splits = ", ".join(f"{size:,} {name}{origins.get(name, '')}" for name, size in sizes.items() if size)
+        trial = f" (eval.max_examples={self.max_examples})" if self.max_examples else ""
         scaled = f" ({optim.lr} scaled to the batch)" if optim.lr_scaling != "none" else ""
         warmup = f", {self.warmup_steps:,} steps of warmup" if self.warmup_steps else ""
         return {
@@ -218,7 +221,7 @@ class Recipe:
             **({"weights": f"from {config.init_from}"} if config.init_from else {}),
             "parameters": f"{self.num_parameters:,}",
             "multiply-adds": f"{self.multiply_adds:,} per image",
-            "data": f"{self.data_name}: {splits}; {self.info.num_classes} classes, {height}x{width}x{channels}",
+            "data": f"{self.data_name}: {splits}{trial}; {self.info.num_classes} classes, {height}x{width}x{channels}",
             "steps": f"{self.num_steps:,} of {self.batch_size} images, {self.epoch(self.num_steps):.1f} epochs",
             "optimizer": f"{optim.name}, weight decay {optim.weight_decay} ({optim.weight_decay_mode}, on "
             f"{optim.weight_decay_params})",

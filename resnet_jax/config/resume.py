@@ -38,7 +38,7 @@ def start_or_resume(
     parallel = assembly.parallel
     restored = checkpoints.restore_latest(ITEMS)
     if restored is None:
-        return parallel.replicate(_with_given_weights(recipe, state)), 0, {"sums": None, "seconds": 0.0}
+        return parallel.replicate(_with_given_weights(recipe, state, console)), 0, {"sums": None, "seconds": 0.0}
     step, items, notes = restored
     _check_may_continue(recipe, assembly, checkpoints.workdir, step, notes, changed)
     news = [f"changed: {key} from {old!r} to {new!r}" for key, (old, new) in changed.items()]
@@ -51,10 +51,11 @@ def start_or_resume(
     return parallel.replicate(state), step, notes
 
 
-def _with_given_weights(recipe, state) -> TrainState:
+def _with_given_weights(recipe, state, console) -> TrainState:
     if recipe.config.init_from is None:
         return state
-    weights = load_weights(recipe.config.init_from, recipe.variable_shapes)
+    weights, folder = load_weights(recipe.config.init_from, recipe.variable_shapes)
+    console.print(f"beginning with the weights in {folder}", highlight=False, markup=False, soft_wrap=True)
     # A copy, since the state's memory is donated and no array may be in it twice.
     ema = None if state.ema is None else jax.tree.map(jnp.copy, weights)
     return state.replace(**weights, ema=ema)

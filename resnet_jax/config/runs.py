@@ -59,15 +59,15 @@ def load_model(
     return card, card.create_model(), jax.tree.map(jnp.asarray, averaged if ema else variables)
 
 
-def load_weights(path: str | pathlib.Path, shapes: dict) -> dict:
-    """{"params", "batch_stats"} of a checkpoint, for a model of these shapes.
+def load_weights(path: str | pathlib.Path, shapes: dict) -> tuple[dict, pathlib.Path]:
+    """({"params", "batch_stats"}, folder of the step) of a checkpoint, the best, for a model of these shapes.
 
     Raises:
       UserError: see `load_checkpoint`; or the weights of another model, with what differs.
     """
     folder = _step_folder(path, "best")
     arrays = {name: x for name, x in read_step(folder, ("model",))[0]["model"].items() if not name.startswith("ema.")}
-    return jax.tree.map(jnp.asarray, {"batch_stats": {}, **unflatten(shapes, arrays, folder)})
+    return jax.tree.map(jnp.asarray, {"batch_stats": {}, **unflatten(shapes, arrays, folder)}), folder
 
 
 def load_card(path: str | pathlib.Path, step: str | int = "best") -> ModelCard:

@@ -31,6 +31,7 @@ NOT_OF_THE_RESULT = (
     *("eval.batch_size", "log.every_steps", "checkpoint.keep"),
 )
 LENGTH = ("train.epochs", "train.steps", "optim.milestones")
+_WITH_SPLITS = ("folder", "tar")  # data that may come with a validation split
 _STUDY = "title experiment cells seeds".split()
 
 
@@ -74,7 +75,7 @@ def upgrade(stored: Mapping, where: object = "config") -> ml_collections.ConfigD
     config = default.get_config()
     values = _todays(flatten(stored))
     # A key that is absent takes today's default, which is what the code did before the key came; but here.
-    if values.get("data.name") in ("folder", "tar"):
+    if values.get("data.name") in _WITH_SPLITS:
         values.setdefault("data.use_validation_split", False)
     known = flatten(config)
     if unknown := [key for key in values if key not in known]:
@@ -110,7 +111,8 @@ def differences(stored: Mapping, given: Mapping) -> Iterator[tuple[str, object, 
 def with_old_defaults(workdir: pathlib.Path, config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
     """The config, with what a key meant before it came where the run of a workdir does not have it yet."""
     path = workdir / "config.json"
-    if path.exists() and config.data.name == "folder" and "use_validation_split" not in read_json(path).get("data", {}):
+    divided = config.data.name in _WITH_SPLITS and path.exists()
+    if divided and "use_validation_split" not in read_json(path).get("data", {}):
         config = config.copy_and_resolve_references()
         config.data.use_validation_split = False
     return config

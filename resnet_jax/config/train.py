@@ -135,6 +135,7 @@ def train_together(
       UserError: configs of different programs; otherwise see `train`.
       InterruptedRun: asked to stop; all were saved.
     """
+    started = time.perf_counter()
     use_compilation_cache()
     if len({shared_program(config) for config in configs}) > 1:
         raise UserError("train_together: expected configs that differ in seed and optim.lr alone")
@@ -150,6 +151,8 @@ def train_together(
             stack.enter_context(open_run(recipe, assembly, absolute(workdir), console, bars))
             for recipe, workdir in zip(recipes, workdirs, strict=True)
         ]
+        for run in runs:
+            run.seconds_before += time.perf_counter() - started
         outcomes = train_replicas(runs, make_program, stop_requested)
         for run, outcome in zip(runs, outcomes, strict=True):
             if isinstance(outcome, dict):

@@ -68,6 +68,8 @@ def _builder(name, data_dir):
         return tfds.builder(tfds_name, data_dir=data_dir, file_format="array_record")
     except tfds.core.DatasetNotFoundError:
         near = did_you_mean(name, (*DATASETS, *tfds.list_builders(with_community_datasets=False)))
+        if near.startswith("known"):  # hundreds of names
+            near = f"{did_you_mean(name, (*DATASETS, *NAMED))}, or another builder of TensorFlow Datasets"
         raise UserError(f"there is no data set {name!r}; {near}") from None
     except ValueError as error:  # no such config; or what TFDS says when the data set is there as TFRecord files
         raise UserError(

@@ -8,12 +8,31 @@ import numpy as np
 
 from resnet_jax.data.sampling import read_image
 from resnet_jax.evaluation.predictions import Predictions
-from resnet_jax.training.plots import STYLE, save, subplots
+from resnet_jax.training.plots import STYLE, drawable, save, subplots
 
+_SEEN = 2000  # classes: less than a pixel for each
 _NAMED = 60  # classes: names of more cannot be read
 _COUNTED = 25  # classes: numbers in more cells cannot be read
 _COLUMNS, _ROWS = 6, 4  # of the sheet
 _LONGEST_NAME = 22
+
+
+def plot_evaluation(
+    predictions: Predictions, source, class_names: Sequence[str], folder: pathlib.Path
+) -> list[pathlib.Path]:
+    """Draw the confusion matrix and the worst mistakes into a folder; see there.
+
+    Returns:
+      The files: no matrix of more classes than can be seen, no sheet without mistakes.
+    """
+    drawn = []
+    if len(class_names) <= _SEEN:
+        drawn.append(folder / "confusion.png")
+        plot_confusion(predictions, class_names, drawn[-1])
+    if predictions.mistakes.any():
+        drawn.append(folder / "mistakes.png")
+        plot_mistakes(predictions, source, class_names, drawn[-1])
+    return drawn
 
 
 @matplotlib.rc_context({**STYLE, "axes.grid": False})
@@ -54,7 +73,7 @@ def plot_mistakes(predictions: Predictions, source, class_names: Sequence[str], 
       target: file of the picture.
     """
     worst = predictions.worst(_COLUMNS * _ROWS)
-    rows = max(1, -(-len(worst) // _COLUMNS))
+    rows = -(-len(worst) // _COLUMNS)
     figure, grid = subplots(rows, _COLUMNS, figsize=(2.3 * _COLUMNS, 2.8 * rows), squeeze=False)
     figure.suptitle(
         f"The {len(worst)} worst mistakes of {predictions.mistakes.sum():,}: true class, then the predicted one"
@@ -71,4 +90,5 @@ def plot_mistakes(predictions: Predictions, source, class_names: Sequence[str], 
 
 
 def _shortened(name: str) -> str:
+    name = drawable(name)
     return name if len(name) <= _LONGEST_NAME else name[: _LONGEST_NAME - 1] + "…"

@@ -1,5 +1,6 @@
 """Per-example predictions: their scores, their files, and the comparison of two nets on the same examples."""
 
+import collections
 import csv
 import dataclasses
 import pathlib
@@ -64,10 +65,19 @@ class Predictions:
         Examples with another number of right classes than one, and corrupt images, are left out.
         """
         counts = np.zeros((num_classes, num_classes), int)
-        for labels, guess in zip(self.labels, self.predicted, strict=True):
-            if len(labels) == 1 and guess >= 0:
-                counts[labels[0], guess] += 1
+        for pair, count in self._pairs().items():
+            counts[pair] = count
         return counts
+
+    def confused(self, count: int) -> list[tuple[int, int, int]]:
+        """(true class, predicted class, number of examples) of up to `count` pairs that are confused most often."""
+        wrong = [(*pair, number) for pair, number in self._pairs().most_common() if pair[0] != pair[1]]
+        return sorted(wrong, key=lambda each: (-each[2], *each[:2]))[:count]
+
+    def _pairs(self) -> collections.Counter:
+        """Numbers of examples by (true class, predicted class), of those with one true class."""
+        judged = zip(self.labels, np.asarray(self.predicted).tolist(), strict=True)
+        return collections.Counter((labels[0], guess) for labels, guess in judged if len(labels) == 1 and guess >= 0)
 
     @property
     def mistakes(self) -> np.ndarray:

@@ -57,12 +57,7 @@ def print_predictions(console: Console, args: argparse.Namespace) -> None:
 def _show_mistakes(console: Console, args: argparse.Namespace, data: str | None, predictions: Predictions) -> None:
     """The pairs of classes that are confused most, and pictures in the folder of a run."""
     card = load_card(args.runs[0], args.step)
-    wrong = predictions.confusion(len(card.class_names))
-    np.fill_diagonal(wrong, 0)
-    pairs = sorted(np.argwhere(wrong).tolist(), key=lambda pair: -wrong[tuple(pair)])[:_PAIRS]
-    names = [
-        f"{card.class_names[right]} as {card.class_names[guess]} ({wrong[right, guess]})" for right, guess in pairs
-    ]
+    names = [f"{card.class_names[a]} as {card.class_names[b]} ({n:,})" for a, b, n in predictions.confused(_PAIRS)]
     if names:
         console.print(f"most confused: {', '.join(names)}", soft_wrap=True)
     run = pathlib.Path(args.runs[0])
@@ -70,14 +65,14 @@ def _show_mistakes(console: Console, args: argparse.Namespace, data: str | None,
         return  # the folder of a step holds what was saved, and nothing else
     from resnet_jax.evaluation import plots  # on use: it brings matplotlib
 
-    views = [args.view] * (args.view != "center") + ["flip"] * args.flip + ["ema"] * args.ema
-    folder = run / "evaluation" / re.sub(r"[^A-Za-z0-9._=-]+", "-", "-".join([data or args.split, *views])).strip("-.")
+    chosen = {args.step: "best", args.view: "center", "flip" * args.flip: "", "ema" * args.ema: ""}
+    parts = [data or args.split, *(value for value, default in chosen.items() if value != default)]
+    folder = run / "evaluation" / re.sub(r"[^A-Za-z0-9._=-]+", "-", "-".join(parts)).strip("-.")
     source, _ = open_source(card, args.split, data, args.data_dir)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        plots.plot_confusion(predictions, card.class_names, folder / "confusion.png")
-        plots.plot_mistakes(predictions, source, card.class_names, folder / "mistakes.png")
-        console.print(f"pictures: {folder}/confusion.png, {folder}/mistakes.png", soft_wrap=True)
+        drawn = plots.plot_evaluation(predictions, source, card.class_names, folder)
+        console.print(f"pictures: {', '.join(map(str, drawn))}", soft_wrap=True)
     except OSError as error:
         console.print(f"pictures: they cannot be written to {folder}: {error.strerror}", soft_wrap=True)
 

@@ -1,5 +1,6 @@
 """What a study varies, and which of its cells differ in one key alone."""
 
+import itertools
 import operator
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
@@ -45,9 +46,10 @@ def baseline_values(
 
 
 def pairs(varied: Mapping[str, Mapping[str, object]], baseline: Mapping[str, object]) -> list[Pair]:
-    """Each cell with those that differ from it in one key, which has its baseline value there.
+    """Each cell with those that differ from it in one key alone, which has its baseline value there.
 
-    A cell without such a partner is compared with the cell that has most baseline values.
+    Cells without such a partner are compared with the cell that has most baseline values, and with each other where
+    they differ in one key.
 
     >>> pairs({"lr": {"a": 0.1, "b": 0.2}}, {"lr": 0.1})
     [Pair(name='b', baseline='a', keys=('lr',))]
@@ -55,18 +57,23 @@ def pairs(varied: Mapping[str, Mapping[str, object]], baseline: Mapping[str, obj
     names = list(next(iter(varied.values()), ()))
     cells = {name: {key: by_cell[name] for key, by_cell in varied.items()} for name in names}
     by_values = {repr(values): name for name, values in reversed(cells.items())}
-    alone, found = set(names), []
+    alone, found = dict.fromkeys(names), []
     for key, value in baseline.items():
         for name, own in cells.items():
             partner = by_values.get(repr({**own, key: value}))
             if own[key] != value and partner:
                 found.append(Pair(name, partner, (key,)))
-                alone -= {name, partner}
+                alone.pop(name, None)
+                alone.pop(partner, None)
     first = max(names, key=lambda name: sum(cells[name][key] == baseline[key] for key in baseline), default=None)
-    for name in (name for name in names if name in alone and name != first):
-        keys = tuple(key for key in baseline if cells[name][key] != cells[first][key])
-        found.append(Pair(name, first, keys))
-    return found
+    alone.pop(first, None)
+
+    def differing(name, other):
+        return tuple(key for key in baseline if cells[name][key] != cells[other][key])
+
+    found += [Pair(name, first, keys) for name in alone if (keys := differing(name, first))]
+    neighbours = [(name, other) for other, name in itertools.combinations(alone, 2)]
+    return found + [Pair(*both, keys) for both in neighbours if len(keys := differing(*both)) == 1]
 
 
 def lines_along(varied: Mapping[str, Mapping[str, object]], key: str) -> dict[str, dict[str, object]]:
@@ -79,5 +86,8 @@ def lines_along(varied: Mapping[str, Mapping[str, object]], key: str) -> dict[st
 
 
 def _plain(config: ml_collections.ConfigDict, key: str):
-    value = operator.attrgetter(key)(config)
-    return tuple(value) if isinstance(value, list) else value
+    return _hashable(operator.attrgetter(key)(config))
+
+
+def _hashable(value):
+    return tuple(map(_hashable, value)) if isinstance(value, list | tuple) else value

@@ -53,19 +53,19 @@ def _error_curves(finished: Mapping[str, list[StudyRun]], cells: Sequence[plots.
 
 
 def _final_errors(finished: Mapping[str, list[StudyRun]]) -> list[Figure]:
-    """Errors of the last weights against depth, or against each key that is varied, or cell by cell."""
+    """Errors of the last weights against depth, or against each varied key; cell by cell, if these leave cells out."""
     series = series_by_depth(finished)
-    if any(len(own) > 1 for own in series.values()):
+    if along_depth := any(len(own) > 1 for own in series.values()):
         lines = {name: {cell: depth for depth, cell in own.items()} for name, own in series.items()}
-        return [_errors_along("depth", "depth, layers", "final_errors.png", lines, finished)]
-    varied = varied_values(finished)
-    by_key = {key: lines_along(varied, key) for key in varied}
-    found = [_errors_along(key, key, f"error_by_{key}.png", lines, finished) for key, lines in by_key.items() if lines]
-    shown = {name for lines in by_key.values() for line in lines.values() for name in line}
-    if len(shown) < len(finished) > 1:  # not a grid
-        lines = {"": {name: name for name in finished}}
-        found = [_errors_along("cell", "", "error_by_cell.png", lines, finished)]
-    return found
+        found = [("depth", "depth, layers", "final_errors.png", lines)]
+    else:
+        varied = varied_values(finished)
+        found = [(key, key, f"error_by_{key}.png", lines_along(varied, key)) for key in varied]
+    shown = {name for *_, lines in found for line in lines.values() for name in line}
+    if len(shown) < len(finished) > 1:
+        by_cell = ("cell", "", "error_by_cell.png", {"": {name: name for name in finished}})
+        found = [*found, by_cell] if along_depth else [by_cell]  # keys that make no grid leave most cells out
+    return [_errors_along(*axis, finished) for axis in found if axis[-1]]
 
 
 def _errors_along(what, xlabel, file, lines, finished) -> Figure:

@@ -75,7 +75,12 @@ def find(finished: Mapping[str, list[StudyRun]], experiment: ml_collections.Conf
       finished: the finished runs by name of cell, in the order of the grid.
       experiment: what the cells vary.
     """
-    basis, comparisons = _along_depth(finished) or _along_keys(finished, experiment)
+    basis, comparisons = _along_depth(finished)
+    in_series = {name for own in series_by_depth(finished).values() for name in own.values()} if comparisons else set()
+    if others := finished.keys() - in_series:
+        key_basis, found = _along_keys(finished, experiment)
+        comparisons += (new := [each for each in found if others & {*each[1:]}])
+        basis = f"{basis} {key_basis}".strip() if new else basis
     sentences = []
     for kind, name, other in comparisons:
         errors, others = (errors_by_seed(finished[cell], kind) for cell in (name, other))
@@ -86,27 +91,27 @@ def find(finished: Mapping[str, list[StudyRun]], experiment: ml_collections.Conf
     return Findings(basis, sentences, "all cells" if few == list(finished) else ", ".join(few))
 
 
-def _along_depth(finished) -> tuple[str, list[tuple[str, str, str]]] | None:
-    """(basis, (kind of error, cell, other cell) of each comparison) of a study with series of several depths."""
+def _along_depth(finished) -> tuple[str, list[tuple[str, str, str]]]:
+    """(basis, (kind of error, cell, other cell) of each comparison) of series with several depths, if there are any."""
     by_depth = series_by_depth(finished)
-    pairs = [(own[max(own)], own[min(own)]) for own in by_depth.values() if len(own) > 1]
-    if not pairs:
-        return None
+    compared = [(own[max(own)], own[min(own)]) for own in by_depth.values() if len(own) > 1]
+    if not compared:
+        return "", []
     (baseline, first), *rest = by_depth.items()
     for _, own in rest:
         if common := own.keys() & first.keys():
-            pairs.append((own[max(common)], first[max(common)]))
+            compared.append((own[max(common)], first[max(common)]))
     basis = "In each series the deepest cell is compared with the shallowest"
     if rest:
         basis += f"; other series with {baseline}, the baseline, at the largest depth that both have"
-    return f"{basis}.", [(kind, name, other) for name, other in pairs for kind in ("training", "test")]
+    return f"{basis}.", [(kind, name, other) for name, other in compared for kind in ("training", "test")]
 
 
 def _along_keys(finished, experiment) -> tuple[str, list[tuple[str, str, str]]]:
     varied = varied_values(finished)
     baseline = baseline_values(varied, experiment)
     found = pairs(varied, baseline)
-    basis = f"Cells that differ in one key are compared; baseline: {_in_words(baseline)}."
+    basis = f"A cell is compared with those that differ from it in one key; baseline: {_in_words(baseline)}."
     for pair in found:
         if len(pair.keys) > 1:
             basis += f" {pair.name} and {pair.baseline} differ in {' and '.join(pair.keys)}."

@@ -48,15 +48,18 @@ def runs_table(folder: str | pathlib.Path) -> Table:
 def _row(run: pathlib.Path) -> list[str]:
     try:
         names, result = names_in_config(run), read_result(run)
+        if result is None:
+            lines = read_metrics(run / "metrics.jsonl")
+            return [*names, f"{lines[-1]['step']:,}, not finished" if lines else "not finished"]
+        steps = f"{result['step']:,} of {result['steps']:,}" if "steps" in result else f"{result['step']:,}"
+        wanted = {"last": True, "best": "validation" in result.get("best", {})}
+        trial = f" of {result['max_examples']}" if result.get("max_examples") else ""
+        scores = [
+            f"{result[weights]['test']['accuracy']:.2%}{trial}" if shown and result["completed"] else ""
+            for weights, shown in wanted.items()
+        ]
+        return [*names, steps, *scores, str(datetime.timedelta(seconds=round(result["seconds"])))]
     except UserError as error:
         return [str(error)]
-    if result is None:
-        lines = read_metrics(run / "metrics.jsonl")
-        return [*names, f"{lines[-1]['step']:,}, not finished" if lines else "not finished"]
-    steps = f"{result['step']:,} of {result['steps']:,}" if "steps" in result else f"{result['step']:,}"
-    has_best = "validation" in result.get("best", {})
-    scores = [
-        f"{result[weights]['test']['accuracy']:.2%}" if wanted and result["completed"] else ""
-        for weights, wanted in (("last", True), ("best", has_best))
-    ]
-    return [*names, steps, *scores, str(datetime.timedelta(seconds=round(result["seconds"])))]
+    except KeyError as error:
+        return [f"{run / 'result.json'}: expected the result of a run, found no {error}; mend or move it"]

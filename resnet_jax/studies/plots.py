@@ -13,7 +13,7 @@ import numpy as np
 from matplotlib.ticker import LogLocator, MaxNLocator
 from matplotlib.transforms import ScaledTranslation
 
-from resnet_jax.training.plots import STYLE, draw, points, save, subplots
+from resnet_jax.training.plots import STYLE, draw, drawable, points, save, subplots
 
 _MARKERS = "os^DvP*X"
 _LINE_STYLES = ("-", "--", ":", "-.")
@@ -84,7 +84,7 @@ def plot_overlay(runs: Mapping[str, Sequence[dict]], target: str | pathlib.Path)
                 if metric == "accuracy":
                     last_errors += list(values[-1:])
                     lowest = min([lowest, *values])
-        error.plot([], [], color=color, lw=2.5, marker=marker, label=f"{name} (bold: {split})")
+        error.plot([], [], color=color, lw=2.5, marker=marker, label=drawable(f"{name} (bold: {split})"))
     _fit_error_axis(error, lowest, max(last_errors), above=0.5)
     error.set(title="Error (thin: training)", xlabel="epoch")
     loss.set(title="Loss (thin: training)", xlabel="epoch", ylabel="cross-entropy, nats", yscale="log")
@@ -126,7 +126,7 @@ def plot_error_curves(
                     style = {"color": color, "lw": width, "marker": marker, "ms": 3 + 1.5 * width}
                     draw(axes, epochs, errors.mean(axis=0), **style)
                     axes.fill_between(epochs, errors.min(axis=0), errors.max(axis=0), color=color, alpha=0.15, lw=0)
-            axes.plot([], [], color=color, lw=2.6, marker=marker, ms=7, label=name)
+            axes.plot([], [], color=color, lw=2.6, marker=marker, ms=7, label=drawable(name))
         axes.plot([], [], color="black", lw=0.9, label="training")
         if evaluated:
             axes.plot([], [], color="black", lw=2.6, label=split)
@@ -134,8 +134,8 @@ def plot_error_curves(
         if max(curve.epochs[-1] for curve in train.values()) > 2:
             axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         longest = max(len(label) for label in axes.get_legend_handles_labels()[1])
-        columns = max(1, min(3, 56 // (longest + 5)))
-        axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=columns, fontsize=11)
+        ncols = max(1, min(3, 56 // (longest + 5)))
+        axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=ncols, fontsize=11)
     for axes in grid.flat[len(series) :]:
         axes.remove()
     curves = (*train.values(), *evaluated.values())
@@ -162,55 +162,76 @@ def plot_final_errors(
       target: file of the picture.
     """
     figure, panels = subplots(1, len(errors), figsize=(6.5 * len(errors), 4.8), sharey=True, squeeze=False)
-    places, joined = _places([x for line in lines.values() for x in line.values()])
+    axis = _axis_of([x for line in lines.values() for x in line.values()])
+    highest = 0.0
     for axes, (title, by_cell) in zip(panels.flat, errors.items(), strict=True):
         looks = _distinct_looks(len(lines))
         for index, ((label, cells), (color, marker)) in enumerate(zip(lines.items(), looks, strict=True)):
-            by_place = sorted(cells, key=lambda name: places[cells[name]])
-            at = [places[cells[name]] for name in by_place]
+            by_place = sorted(cells, key=lambda name: axis.places[cells[name]])
+            at = [axis.places[cells[name]] for name in by_place]
             values = [by_cell[name] for name in by_place]
             means = np.array([seeds.mean() for seeds in values])
             deviations = np.array([seeds.std(ddof=1) if len(seeds) > 1 else 0 for seeds in values])
-            style = _LINE_STYLES[index % len(_LINE_STYLES)] if joined else "none"
+            style = _LINE_STYLES[index % len(_LINE_STYLES)] if axis.has_order else "none"
             bars = [np.minimum(deviations, means), deviations]
-            axes.errorbar(at, means, bars, color=color, marker=marker, ls=style, capsize=5, label=label)
+            axes.errorbar(at, means, bars, color=color, marker=marker, ls=style, capsize=5, label=drawable(label))
             for x, seeds in zip(at, values, strict=True):
                 axes.plot([x] * len(seeds), seeds, ".", color=color, ms=5, alpha=0.6, transform=_beside(axes))
-        axes.set(title=title, xlabel=xlabel)
-        if joined and len(places) > 1 and 0 < min(places) < max(places) / 4:
-            axes.set_xscale("log")
-        names = [_shortened(f"{x:g}" if joined else str(x)) for x in places]
-        crowded = sum(map(len, names)) > _LETTERS
-        leaning = {"rotation": 30, "ha": "right", "rotation_mode": "anchor"} if crowded else {}
-        axes.set_xticks(list(places.values()), names, parse_math=False, **leaning)
+            highest = max([highest, *(means + deviations), *np.concatenate(values)])
+        axes.set(title=title, xlabel=xlabel, xscale=axis.scale)
+        leaning = {"rotation": 30, "ha": "right", "rotation_mode": "anchor"} if axis.is_crowded else {}
+        axes.set_xticks(list(axis.ticks), axis.ticks.values(), parse_math=False, **leaning)
         axes.minorticks_off()
         axes.margins(x=0.1)
-    seeds = np.concatenate([seeds for by_cell in errors.values() for seeds in by_cell.values()])
-    _fit_error_axis(panels[0, 0], seeds.min(), seeds.max())
+    _fit_error_axis(panels[0, 0], min(seeds.min() for own in errors.values() for seeds in own.values()), highest)
     if any(lines):
         panels[0, 0].legend()
     save(figure, target)
 
 
+class _Axis(NamedTuple):
+    """Values on an axis: the place of each, its scale, and names at places far enough from each other."""
+
+    places: Mapping[object, float]
+    scale: str
+    ticks: Mapping[float, str]
+    has_order: bool
+
+    @property
+    def is_crowded(self) -> bool:
+        return sum(map(len, self.ticks.values())) > _LETTERS
+
+
+def _axis_of(values: Sequence) -> _Axis:
+    if not all(isinstance(x, int | float) and not isinstance(x, bool) for x in values):
+        places = {x: place for place, x in enumerate(dict.fromkeys(values))}
+        return _Axis(places, "linear", {place: _shortened(str(x)) for x, place in places.items()}, has_order=False)
+    numbers = sorted(set(values))
+    if numbers[0] == 0 and len(numbers) > 2 and numbers[1] < numbers[-1] / 4:  # a logarithm has no 0
+        places = {x: place for place, x in enumerate(numbers)}
+        return _Axis(places, "linear", {place: f"{x:g}" for x, place in places.items()}, has_order=True)
+    is_wide = 0 < numbers[0] < numbers[-1] / 4
+    along = np.log(numbers) if is_wide else np.array(numbers, float)
+    ticks, last = {}, -np.inf
+    for x, place in zip(numbers, along, strict=True):
+        if place - last >= _CLOSEST * (along[-1] - along[0]):
+            ticks[x], last = f"{x:g}", place
+    return _Axis({x: x for x in numbers}, "log" if is_wide else "linear", ticks, has_order=True)
+
+
+_CLOSEST = 0.08  # share of an axis between two names
 _LETTERS = 45  # below an axis
 _LONGEST = 24  # letters of a value
 
 
 def _shortened(text: str) -> str:
+    text = drawable(text)
     return text if len(text) <= _LONGEST else text[: _LONGEST - 1] + "…"
 
 
 def _beside(axes):
     """A little to the right of the bars."""
     return axes.transData + ScaledTranslation(7 / 72, 0, axes.figure.dpi_scale_trans)
-
-
-def _places(values: Sequence) -> tuple[dict[object, float], bool]:
-    """(place on the axis by value, in order; True if they are numbers, and places their own)."""
-    numbers = all(isinstance(x, int | float) and not isinstance(x, bool) for x in values)
-    if numbers:
-        return {x: x for x in sorted(set(values))}, True
-    return {x: place for place, x in enumerate(dict.fromkeys(values))}, False
 
 
 @matplotlib.rc_context(STYLE)
@@ -250,7 +271,9 @@ def plot_layers(cells: Sequence[Cell], panels: Sequence[Panel], target: str | pa
             axes.yaxis.set_major_formatter("{x:g}")
             axes.yaxis.set_minor_formatter("")
     names = [cell.name for cell in cells if cell.name in drawn]
-    figure.legend([drawn[name] for name in names], names, loc="outside lower center", ncols=4, handlelength=3.5)
+    figure.legend(
+        [drawn[name] for name in names], map(drawable, names), loc="outside lower center", ncols=4, handlelength=3.5
+    )
     save(figure, target)
 
 
@@ -304,11 +327,11 @@ def _fit_error_axis(axes, lowest: float, highest: float, above: float = 0.15) ->
 
     The start of a curve may leave the picture, as in papers.
     """
-    if highest > _MANY_PERCENT and lowest < highest / 4:
+    if highest > _MANY_PERCENT and lowest < highest / 10:
         axes.set_yscale("symlog", linthresh=1)
-        ticks = [tick for tick in (0, 1, 2, 5, 10, 20, 50, 100) if tick < 2 * highest]
+        axes.set_ylim(-0.1 if lowest < 1 else 0.8 * lowest, min(100, 1.5 * highest))
+        ticks = [tick for tick in (0, 1, 2, 5, 10, 20, 50, 100) if axes.get_ylim()[0] <= tick < 2 * highest]
         axes.set_yticks(ticks, map(str, ticks))
-        axes.set_ylim(-0.1, min(100, 1.5 * highest))
         axes.set_ylabel("top-1 error, % (linear below 1)")
         axes.minorticks_off()
     else:

@@ -58,10 +58,12 @@ def _write_report(study, workdir) -> None:
         results=rows,
         notes=notes,
         num_runs=len(runs),
+        max_examples=max((run.result.get("max_examples") or 0 for run in runs if run.result), default=0),
         missing=[(run, _problem(run)) for run in runs if not run.result],
         **_origin(runs),
         study=json.dumps(json.loads(study.to_json()), indent=2),
     )
+    text = text.encode("utf-8", "replace").decode()  # names may be bytes that are no text
     write_text(workdir / "report.md", text)
     body = MarkdownIt("commonmark", {"html": False}).enable("table").render(text)
     for figure in shown:
@@ -183,7 +185,8 @@ def _mean_and_deviation(values: Iterable[float]) -> str:
 def _escape(text: str) -> str:
     """Text without a meaning in Markdown, on one line."""
     escaped = re.sub(r"([\\`*|<>\[\]&])", r"\\\1", " ".join(text.split()))
-    return re.sub(r"(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])", r"\\_", escaped)  # those inside a word mean nothing
+    escaped = re.sub(r"(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])", r"\\_", escaped)  # those inside a word mean nothing
+    return re.sub(r"^(\d+(?=[.)](?:\s|$))|(?=[#+~=-]))", r"\1\\", escaped)  # a heading, a list, a fence
 
 
 def _code(text: str) -> str:

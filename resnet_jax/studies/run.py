@@ -145,6 +145,10 @@ def _train(
             outcomes = train_together(configs, folders, quiet, bars, stop_requested)
     except InterruptedRun as error:
         raise InterruptedRun(_INTERRUPTED, error.by_person) from None
+    except WorkdirInUse as error:
+        if len(group) > 1:  # which of them is in use, each finds out alone
+            return [outcome for run in group for outcome in _train([run], bars, stop_requested)]
+        outcomes = [error]
     except Exception as error:  # whatever goes wrong in one cell, the others are worth running
         outcomes = [error] * len(group)
     for folder, outcome in zip(folders, outcomes, strict=True):

@@ -73,12 +73,15 @@ def _two_columns(title: str | None, rows: dict[str, str]) -> Table:
     return table
 
 
+_COMPILING = "compiling the training step"
+
+
 class TrainingDisplay:
     """Progress bars on a terminal, plain lines elsewhere. A context manager.
 
     Args:
-      console: for the lines.
-      bars: the run's go among these.
+      console: console for the lines.
+      bars: progress bars, which get those of the run.
       first_step, num_steps: where the run's bar begins and ends.
       num_epochs: length of the run.
     """
@@ -89,7 +92,8 @@ class TrainingDisplay:
         self._start = time.perf_counter()
         self._next_update = float("inf") if bars.disable else 0.0
         self._task = bars.add_task(self._epoch(first_step), total=num_steps, completed=first_step)
-        self._compiling = bars.add_task("compiling the training step", total=None)
+        is_first = all(task.description != _COMPILING for task in bars.tasks)  # of replicas, which compile together
+        self._compiling = bars.add_task(_COMPILING, total=None) if is_first and first_step < num_steps else None
 
     def __enter__(self) -> "TrainingDisplay":
         return self

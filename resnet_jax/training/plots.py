@@ -1,6 +1,7 @@
 """The picture of a run: loss, accuracy and learning rate."""
 
 import pathlib
+import warnings
 from collections.abc import Sequence
 
 import matplotlib
@@ -30,7 +31,9 @@ def plot_run(lines: Sequence[dict], target: str | pathlib.Path, title: str) -> N
             epochs, values = points(lines, split, name)
             draw(axes, epochs, values * scale, color=color, ls=style, lw=width, label=split)
         axes.legend()
-    loss.set(title="Loss", ylabel="cross-entropy, nats", yscale="log")
+    loss.set(title="Loss", ylabel="cross-entropy, nats")
+    if any(line["loss"] > 0 for line in lines if "loss" in line):
+        loss.set_yscale("log")
     accuracy.set(title="Accuracy", ylabel="top-1 accuracy, %")
     rate.plot(*points(lines, "train", "learning_rate"), color="black")
     rate.set(title="Learning rate", ylabel="learning rate")
@@ -51,8 +54,15 @@ def save(figure: Figure, target: str | pathlib.Path) -> None:
     texts += [axes.title for axes in figure.axes] + [figure.suptitle(figure.get_suptitle())]
     for text in texts:
         text.set_parse_math(False)
-    with naming(target):
+    with naming(target), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing")  # a box stands in the picture
         figure.savefig(target)
+
+
+def drawable(name: str) -> str:
+    """The name as a legend shows it: matplotlib hides what begins with `_`, and fails on what is no text."""
+    text = name.encode("utf-8", "replace").decode()  # names of files may be bytes that mean nothing
+    return f"\u2009{text}" if text.startswith("_") else text
 
 
 def points(lines: Sequence[dict], split: str, name: str) -> tuple[np.ndarray, np.ndarray]:

@@ -30,6 +30,7 @@ def test_the_confusion_matrix_counts_true_against_predicted_classes(drawn, tmp_p
     labels = [(0,), (0,), (0,), (1,), (2,), (), (0, 1), (2,)]
     predicted = [0, 1, 1, 1, 0, 0, 2, -1]
     predictions = make_predictions(labels, predicted, np.arange(8.0))
+    assert predictions.confused(2) == [(0, 1, 2), (2, 0, 1)]
     expected = np.zeros((3, 3), int)
     for one, guess in zip(labels, predicted, strict=True):
         if len(one) == 1 and guess >= 0:
@@ -69,13 +70,34 @@ def test_the_command_names_what_is_confused_and_draws_it_into_the_run(tmp_path, 
     np.fill_diagonal(wrong, 0)
     true, predicted = np.unravel_index(wrong.argmax(), wrong.shape)
     assert f"most confused: {true} as {predicted} ({wrong.max()})" in printed
-    found = {path.name: path.read_bytes() for path in (run / "evaluation" / "test").iterdir()}
+    found = {path.name: path.read_bytes() for path in (run / "evaluation" / "test-latest").iterdir()}
     assert found.keys() == {"confusion.png", "mistakes.png"}
     assert all(content.startswith(b"\x89PNG") for content in found.values())
+    evaluate.main([str(run), "--step=latest", "--flip"])
+    assert {path.name for path in (run / "evaluation").iterdir()} == {"test-latest", "test-latest-flip"}
     step = next(run.glob("checkpoints/*"))
     before = sorted(step.rglob("*"))
     evaluate.main([str(step)])
     assert sorted(step.rglob("*")) == before  # a step is what was saved
+
+
+def test_names_that_are_no_text_are_drawn_and_without_mistakes_there_is_no_sheet(tmp_path):
+    names = [b"caf\xe9".decode("utf-8", "surrogateescape"), "_hidden", "\u732b"]
+    images = ArrayDataset(np.zeros((3, 4, 4, 1), np.uint8), np.zeros(3, np.int32), tuple(names))
+    for predicted, files in (([1, 1, 2], ["confusion.png", "mistakes.png"]), ([0, 1, 2], ["confusion.png"])):
+        predictions = make_predictions([(0,), (1,), (2,)], predicted, np.ones(3))
+        drawn = plots.plot_evaluation(predictions, images, names, tmp_path)
+        assert [path.name for path in drawn] == files
+
+
+@pytest.mark.parametrize(("classes", "shown"), [(5, False), (6, True)])
+def test_top5_is_shown_for_more_than_five_classes_alone(classes, shown, tmp_path, capsys):
+    settings = {"data__name": f"synthetic:60:{classes}", "data__loader": "stream", "data__image_size": 16}
+    train(tiny_config(**settings, data__validation_size=0, train__steps=2, train__batch_size=16), tmp_path / "run")
+    screen = capsys.readouterr().out
+    assert ("top-5" in screen) == shown and "best" not in screen.split("Results")[1].split("└")[0]
+    evaluate.main([str(tmp_path / "run")])
+    assert ("top-5" in capsys.readouterr().out) == shown
 
 
 def test_a_run_that_cannot_be_written_is_scored_all_the_same(tmp_path, capsys):

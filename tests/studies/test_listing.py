@@ -26,6 +26,8 @@ def runs(tmp_path):
     shutil.copytree(GOLDEN / "v0" / "study", tmp_path / "study")
     shutil.copytree(GOLDEN / "v0" / "pixel_mean", tmp_path / "broken")
     (tmp_path / "broken" / "result.json").write_text("{")
+    shutil.copytree(tmp_path / "killed", tmp_path / "cut")
+    (tmp_path / "cut" / "metrics.jsonl").write_text('{"step": 1, "split": "train"}\n{"step"\n')
     return tmp_path
 
 
@@ -40,7 +42,8 @@ def test_a_folder_of_runs_is_listed_with_model_data_scores_and_time(runs, capsys
     assert found["killed"][:3] == ["tiny", f"folder {folder}", "12, not finished"]  # last logged
     assert found["study/cells/tiny/seed0"][:3] == ["tiny", "digits", "8 of 8"]
     assert "broken/result.json: cannot be" in found["broken"][0]
-    assert len([name for name in found if name]) == 6  # a long message has several lines
+    assert "line 2 is not a line of metrics" in found["cut"][0]
+    assert len([name for name in found if name]) == 7  # a long message has several lines
 
 
 def test_a_folder_without_runs_is_a_message(tmp_path, capsys):

@@ -1,6 +1,7 @@
 """Pictures of studies and runs, and the command that overlays them."""
 
 import itertools
+import pathlib
 
 import matplotlib.figure
 import numpy as np
@@ -10,8 +11,11 @@ from skimage.color import deltaE_ciede2000, rgb2lab
 
 from resnet_jax import report
 from resnet_jax.studies import plots
+from resnet_jax.training.logs import read_metrics
 from resnet_jax.training.plots import plot_run
 from tests.studies.folders import layers_line, make_cells, write_run
+
+GOLDEN = pathlib.Path(__file__).parent.parent / "golden"
 
 
 def test_cells_are_told_apart_in_grey_and_a_degenerate_net_stays_in_the_picture(tmp_path, monkeypatch):
@@ -54,15 +58,23 @@ def test_up_to_eight_curves_have_colours_that_can_be_told_apart(many, tmp_path, 
 
 
 @pytest.mark.parametrize(
-    ("errors", "scale"), [((60.0, 66.0, 70.0), "linear"), ((3.0, 4.0, 5.0), "linear"), ((0.5, 4.0, 90.0), "symlog")]
+    ("errors", "scale"),
+    [
+        ((60.0, 66.0, 70.0), "linear"),
+        ((3.0, 4.0, 5.0), "linear"),
+        ((16.0, 60.0, 90.0), "linear"),
+        ((0.0, 0.0, 0.75), "linear"),
+        ((0.5, 4.0, 90.0), "symlog"),
+    ],
 )
 def test_an_axis_shows_all_errors_and_little_else(errors, scale, tmp_path, figures):
-    by_cell = {f"cell {x}": np.array([x, x]) for x in errors}
+    by_cell = {f"cell {place}": np.array([x, x]) for place, x in enumerate(errors)} | {"all": np.array(errors)}
     lines = {"": {name: index for index, name in enumerate(by_cell)}}
+    bar = np.mean(errors) + np.std(errors, ddof=1)
     plots.plot_final_errors(lines, "rate", {"Test error": by_cell}, tmp_path)
     axes = figures[0].axes[0]
     low, high = axes.get_ylim()
-    assert axes.get_yscale() == scale and low <= min(errors) and high >= max(errors)
+    assert axes.get_yscale() == scale and low <= min(errors) and high >= max(*errors, bar)
     if scale == "linear":
         assert max(errors) - min(errors) > 0.2 * (high - low)
 
@@ -75,6 +87,41 @@ def test_numbers_have_their_places_on_an_axis_and_words_stand_side_by_side(tmp_p
     assert numbers.get_xscale() == "log" and numbers.get_xticks().tolist() == [0.01, 0.1, 1.0]
     assert [label.get_text() for label in words.get_xticklabels()] == ["none", "$A^$", "B"]
     assert words.get_xticks().tolist() == [0, 1, 2]
+
+
+@pytest.mark.parametrize(
+    ("values", "ticks", "scale"),
+    [
+        ((0.3, 0.31, 0.32, 0.33, 1.0), ["0.3", "1"], "linear"),  # names would lie on each other
+        ((0.0, 1e-5, 1e-4, 1e-3), ["0", "1e-05", "0.0001", "0.001"], "linear"),  # side by side, as a logarithm has no 0
+        ((0.01, 0.1, 1.0), ["0.01", "0.1", "1"], "log"),
+        ((20, 56, 110), ["20", "56", "110"], "log"),
+    ],
+)
+def test_names_on_an_axis_can_be_read(values, ticks, scale, tmp_path, figures):
+    errors = {"Test error": {str(x): np.array([1.0, 2.0]) for x in values}}
+    plots.plot_final_errors({"": {str(x): x for x in values}}, "key", errors, tmp_path)
+    axes = figures[0].axes[0]
+    assert [label.get_text() for label in axes.get_xticklabels()] == ticks and axes.get_xscale() == scale
+
+
+def test_legends_show_names_that_begin_with_an_underscore(tmp_path, figures):
+    cells = [plots.Cell(name, "", 20) for name in ("_one", "two")]
+    curves = {each.name: plots.Curve(np.arange(1, 4), np.full((2, 3), 10.0)) for each in cells}
+    plots.plot_error_curves(cells, curves, curves, "test", tmp_path)
+    line = {"epoch": 1.0, "split": "train", "loss": 1.0, "accuracy": 0.5}
+    plots.plot_overlay({"_one": [line], "two": [line]}, tmp_path)
+    shown = [figures[0].axes[0].get_legend(), figures[1].legends[0]]
+    assert all("_one" in " ".join(text.get_text() for text in legend.get_texts()) for legend in shown)
+
+
+@pytest.mark.parametrize("run", ["v0/digits_ema", "v0/photos", "v0/pixel_mean", "v1/digits_ema_stopped"])
+def test_the_picture_of_any_run_can_be_drawn(run, tmp_path):
+    lines = read_metrics(GOLDEN / run / "metrics.jsonl")
+    plot_run(lines, tmp_path / "run.png", run)
+    plot_run([line for line in lines if line["split"] == "train"], tmp_path / "train.png", run)
+    plot_run([{**line, "loss": 0.0} for line in lines], tmp_path / "zero.png", run)
+    assert all(path.read_bytes().startswith(b"\x89PNG") for path in tmp_path.iterdir())
 
 
 @pytest.fixture(scope="module")

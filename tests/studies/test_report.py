@@ -212,7 +212,9 @@ def test_cells_that_differ_in_one_key_are_compared_and_the_baseline_is_named(tmp
     report.write_report(study, tmp_path)
     text = (tmp_path / "report.md").read_text()
     shown = text.split("##")[1]
-    assert "Cells that differ in one key are compared; baseline: norm.groups=32, optim.lr=0.1." in shown
+    assert (
+        "A cell is compared with those that differ from it in one key; baseline: norm.groups=32, optim.lr=0.1." in shown
+    )
     compared = re.findall(r"- (\S+, \S+)'s test error is (\S+) than (\S+, \S+)'s by (\S+) points in each of 2", shown)
     rate = "norm.groups={}, optim.lr={}".format
     assert compared == [
@@ -256,6 +258,32 @@ def test_fewer_than_three_seeds_are_warned_of(seeds, warned, tmp_path):
     assert (found and found[1]) == warned
 
 
+def test_cells_beside_a_series_are_compared_by_their_keys_and_drawn(tmp_path):
+    cells = [*make_cells(), cell("resnet20, lr=0.3", {"model.name": "resnet20", "optim.lr": 0.3})]
+    study = make_study("More", default.get_config(), cells, seeds=(0, 1, 2))
+    for each in study.cells:
+        for seed in study.seeds:
+            write_run(tmp_path, each, seed, 1.0, 2.0 + seed, int(each["name"].split(",")[0][-2:]))
+    report.write_report(study, tmp_path)
+    shown = (tmp_path / "report.md").read_text().split("##")[1]
+    assert "In each series the deepest" in shown and "A cell is compared with those that differ" in shown
+    assert "- resnet20, lr=0.3's test error equals resnet20's in each of 3 seeds" in shown
+    assert shown.count("\n- ") == 7
+    drawn = {path.name for path in (tmp_path / "figures").iterdir()}
+    assert {"final_errors.png", "error_by_cell.png"} <= drawn
+
+
+def test_a_trial_is_called_one(tmp_path):
+    study = make_study("Trial", default.get_config(), make_cells(("plain20", "resnet20")), seeds=(0,))
+    for each in study.cells:
+        write_run(tmp_path, each, 0, 1.0, 2.0, 20, max_examples=20)
+    report.write_report(study, tmp_path)
+    assert (
+        "**A trial**: errors on the validation and the test split are those of at most 20 examples"
+        in (tmp_path / "report.md").read_text()
+    )
+
+
 def test_the_page_fits_a_phone_and_wide_tables_scroll(complete):
     text = (complete[1] / "report.html").read_text()
     page = Page(text)
@@ -266,7 +294,8 @@ def test_the_page_fits_a_phone_and_wide_tables_scroll(complete):
 
 def test_names_and_versions_are_shown_as_text_and_do_nothing(tmp_path):
     names = ["<script>alert(1)</script>", "![x](figures/../../../../etc/hostname)", "$x^$ [red]", "__init__"]
-    study = make_study("Names <b>", default.get_config(), [cell(name, {}) for name in names])
+    names += ["# big", "1. one", "- dash", "~~~x", "_under", b"caf\xe9".decode("utf-8", "surrogateescape")]
+    study = make_study("Names <b>", default.get_config(), [cell(x, {"optim.lr": i + 1.0}) for i, x in enumerate(names)])
     for each in study.cells:
         for seed in study.seeds:
             train, test = ERRORS["plain20"]
@@ -277,8 +306,10 @@ def test_names_and_versions_are_shown_as_text_and_do_nothing(tmp_path):
     report.write_report(study, tmp_path)
     text = (tmp_path / "report.html").read_text()
     page = Page(text)
-    assert not {"script", "b", "strong"} & {tag for tag, _ in page.tags}
+    assert not {"script", "b", "strong", "ol"} & {tag for tag, _ in page.tags}
+    counts = [sum(tag == wanted for tag, _ in page.tags) for wanted in ("h1", "ul", "pre")]
+    assert counts == [1, 1, 3]  # the title, the findings, and what is at the foot
     sources = [attributes["src"] for tag, attributes in page.tags if tag == "img"]
     assert sources and all(source.startswith("data:image/png;base64,") for source in sources)
     for name in (*names, "Names <b>", "<script>alert(2)</script>"):
-        assert name in html.unescape(text)
+        assert name.encode("utf-8", "replace").decode() in html.unescape(text)

@@ -52,8 +52,10 @@ def test_jobs_that_start_at_once_lose_no_line(tmp_path):
     assert "None: all 4 runs are finished." in (tmp_path / "study" / "report.md").read_text()
 
 
-def test_a_run_that_another_process_is_at_work_on_is_left_to_it(tmp_path):
+@pytest.mark.parametrize("replicas", [None, 2])
+def test_a_run_that_another_process_is_at_work_on_is_left_to_it(tmp_path, replicas):
     study = make_study("Jobs", tiny_config(train__steps=4), grid({"optim.lr": (0.1, 0.2)}), seeds=(0,))
+    study.replicas = replicas
     console = Console(record=True, file=io.StringIO())
     with lock_workdir(collect(study, tmp_path)[0].folder):
         assert run_study(study, tmp_path, console) == []

@@ -1,3 +1,5 @@
+import pathlib
+
 import pytest
 
 from resnet_jax import create_model, summary
@@ -79,6 +81,23 @@ def test_the_shapes_after_each_stage_are_those_of_the_book(size, sides, capsys):
     names, channels = ("stem", "stage1", "stage2", "stage3", "stage4"), (64, 64, 128, 256, 512)
     expected = [[n, f"{s}x{s}x{c}"] for n, s, c in zip(names, sides, channels, strict=True)]
     assert rows(capsys.readouterr().out) == [*expected, ["pre_logits", "512"], ["logits", "10"]]
+
+
+def test_a_table_is_never_cut(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "40")
+    monkeypatch.setenv("FORCE_COLOR", "1")  # rich takes the output for a terminal
+    summary.main(["resnet50"])
+    screen = capsys.readouterr().out
+    assert "4,089,184,256" in screen and "56x56x256" in screen and "…" not in screen
+
+
+def test_the_image_and_the_head_of_a_run_are_its_own(tmp_path, capsys):
+    run = pathlib.Path(__file__).parent.parent / "golden" / "v1" / "digits_ema"
+    with pytest.raises(SystemExit):
+        summary.main([str(run), "--classes=7"])
+    assert "--classes: expected none for a run, which has its own, found 7" in capsys.readouterr().err
+    summary.main([str(run)])
+    assert "tiny, one 8x8x1 image, 10 classes" in capsys.readouterr().out
 
 
 def test_poolings_have_lines_and_cost_nothing(capsys):

@@ -191,6 +191,9 @@ def test_the_bar_has_the_terminals_width_and_the_epoch(width):
     console = Console(width=width, force_terminal=True, file=io.StringIO())
     bars = progress_bars(console)
     display = TrainingDisplay(console, bars, 0, 7000, 2000.0)
+    assert [line.split(" ━")[0].strip() for line in screen(console, bars)] == [
+        "epoch 0.0/2000.0", "compiling the training step"
+    ]  # fmt: skip
     values = {"loss": 0.12345, "accuracy": 0.98761, "learning_rate": 0.09456, "images_per_second": 13364.2}
     display.advance(1)
     display.train(3500, 1000.0, {**values, "input_wait": 0.996})
@@ -208,6 +211,7 @@ def test_every_phase_has_a_bar_and_leaves_none(tmp_path, monkeypatch):
         task_ids = list(bars.task_ids)
         for index, item in enumerate(watch_phase(bars, name, items, total)):
             assert len(bars.task_ids) == len(task_ids) + 1
+            assert (bars.tasks[-1].completed, bars.tasks[-1].total) == (index, total if index else None)
             phases.append((name, index, total))
             yield item
         assert bars.task_ids == task_ids
@@ -261,7 +265,9 @@ def test_a_quick_look_scores_examples_that_are_evenly_spread(tmp_path):
     some = np.arange(50) * 360 // 50
     right = model.apply(variables, images[some], train=False).argmax(axis=-1) == labels[some]
     assert result["last"]["test"]["accuracy"] == pytest.approx(float(right.mean()))
-    assert "Results on digits (eval.max_examples=50: a quick look)" in console.file.getvalue()
+    shown = console.file.getvalue()
+    assert "Results on digits (eval.max_examples=50: a quick look)" in shown
+    assert "1,257 train, 50 validation, 50 test (eval.max_examples=50)" in shown
     assert evaluate.evaluate(tmp_path)["count"] == 360
 
 

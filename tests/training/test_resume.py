@@ -211,6 +211,7 @@ def logged_after(train, config, workdir):
     [
         (["train.py", "--lr=0.1 x"], "python train.py '--lr=0.1 x' '--workdir=/runs/a b'"),
         (["/x/train.py", "--workdir", "/runs/a b"], "python /x/train.py --workdir '/runs/a b'"),
+        (["/y/ablate.py", "--cell=1"], "python -m resnet_jax.ablate --cell=1"),
         (["notebook"], "the same command with '--workdir=/runs/a b'"),
     ],
 )
