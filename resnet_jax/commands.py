@@ -22,7 +22,7 @@ def command_line():
     without the place in our code that they come from. What cannot be printed is dropped.
     """
     sys.stdout, sys.stderr = ForgivingFile(sys.stdout), ForgivingFile(sys.stderr)
-    warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"
+    warnings.formatwarning = _format_once(set())
     try:
         yield
     except UserError as error:
@@ -31,6 +31,15 @@ def command_line():
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         raise SystemExit(INTERRUPTED) from None
+
+
+def _format_once(said: set[str]):
+    def format_warning(message, *_, **__) -> str:
+        text = "" if str(message) in said else f"warning: {message}\n"
+        said.add(str(message))
+        return text
+
+    return format_warning
 
 
 _WIDTH_OF_FILES = 200

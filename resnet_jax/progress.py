@@ -17,6 +17,13 @@ class _TimeColumn(TimeRemainingColumn):
         return TimeElapsedColumn().render(task) if task.total is None else super().render(task)
 
 
+class _CountColumn(MofNCompleteColumn):
+    """How many of how many; nothing of a task whose end is not known."""
+
+    def render(self, task):
+        return Text("") if task.total is None else super().render(task)
+
+
 class _Bars(Progress):
     """Bars, and below them a line of values for each task that has some: beside a bar they would leave it no room."""
 
@@ -30,7 +37,7 @@ def progress_bars(console: Console) -> Progress:
     return _Bars(
         TextColumn("{task.description}", markup=False),
         BarColumn(bar_width=None),
-        MofNCompleteColumn(),
+        _CountColumn(),
         _TimeColumn(compact=True),
         console=console,
         disable=not _is_live(console),

@@ -2,6 +2,7 @@
 
 import contextlib
 import datetime
+import difflib
 import importlib.util
 import inspect
 import itertools
@@ -273,7 +274,8 @@ def _check_key(key: str, value: str, config: ConfigDict) -> None:
 
 
 def _suggestion(name: str, value: str, config: ConfigDict, own: list[str]) -> str:
-    if guess := _guess(name, value, config):
+    near = difflib.get_close_matches(name, [*_FIRST_GUESSES, *own, *(key.split(".")[-1] for key in flatten(config))], 1)
+    if guess := _guess(name, value, config) or (near and near[0] not in own and _guess(near[0], value, config)):
         return f"did you mean {guess}?"
     return did_you_mean(name, [flag for flag in own if flag not in ("h", "?")]) + "; --help lists the keys of --config"
 

@@ -29,7 +29,7 @@ from resnet_jax.config.stored import with_old_defaults
 from resnet_jax.environment import memory_errors, unseen_accelerator, use_compilation_cache
 from resnet_jax.errors import DivergedError, UserError
 from resnet_jax.progress import progress_bars, watch
-from resnet_jax.training.console import end_screen
+from resnet_jax.training.console import print_end
 from resnet_jax.training.hooks import TrainingRun
 from resnet_jax.training.logs import read_metrics
 from resnet_jax.training.loop import train_run
@@ -98,7 +98,7 @@ def train(
             run.seconds_before += time.perf_counter() - started
             result = train_run(run, stop_requested)
             _write_result(run, result)
-    console.print(end_screen(result, workdir))
+    print_end(console, result, workdir)
     return result
 
 

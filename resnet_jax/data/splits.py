@@ -289,8 +289,10 @@ def split_folders(data_dir: pathlib.Path) -> dict[str, pathlib.Path]:
 
 def _open_folder(data_dir, test_size, use_validation_split) -> tuple[dict, dict[str, str]]:
     """Sources by split, and where each comes from in words."""
+    if not data_dir.is_dir():
+        raise UserError(f"data.data_dir: expected a folder of images by class, found no folder {data_dir}")
     folders = split_folders(data_dir)
-    if not folders and data_dir.is_dir():
+    if not folders:
         return _divide_folder(data_dir, test_size)
     if "train" not in folders:
         index_folder(data_dir / "train")  # says that it is not there

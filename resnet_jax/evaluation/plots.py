@@ -50,7 +50,11 @@ def plot_confusion(predictions: Predictions, class_names: Sequence[str], target:
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
     figure.colorbar(image, ax=axes, label="share of the true class", fraction=0.046)
-    axes.set(title="Confusion matrix", xlabel="predicted class", ylabel="true class")
+    axes.set(
+        title=f"Confusion matrix, accuracy {predictions.scores()['accuracy']:.2%}",
+        xlabel="predicted class",
+        ylabel="true class",
+    )
     places = range(len(class_names)) if len(class_names) <= _NAMED else ()
     names = [_shortened(class_names[place]) for place in places]
     axes.set_xticks(places, names, rotation=90, parse_math=False)

@@ -1,6 +1,7 @@
 """Screens, progress bars and lines: a run as people see it."""
 
 import datetime
+import importlib.util
 import os
 import pathlib
 import shlex
@@ -19,25 +20,24 @@ def start_screen(rows: Mapping[str, str]) -> Table:
     return _two_columns("resnet_jax", rows)
 
 
-def end_screen(result: dict, workdir: pathlib.Path) -> Group:
-    """One screen after training: best and last scores, time, files and the next command to try."""
+def print_end(console: Console, result: dict, workdir: pathlib.Path) -> None:
+    """Print best and last scores, time, files, and the next commands, which can be pasted from any terminal."""
     rate = result["images_per_second"]
-    folder = min(os.path.relpath(workdir), str(workdir), key=len)  # short enough to be copied from one line
-    quoted = shlex.quote(folder)
-    return Group(
-        _scores(result),
-        _two_columns(
-            None,
-            {
-                "time": f"{datetime.timedelta(seconds=round(result['seconds']))}"
-                + (f", training at {rate:,.0f} images/s" if rate else ""),
-                "curves": os.path.join(folder, "curves.png"),
-                "metrics": os.path.join(folder, "metrics.jsonl"),
-                "checkpoints": os.path.join(folder, "checkpoints"),
-                "try next": f"python -m resnet_jax.evaluate {quoted}\ntensorboard --logdir {quoted}",
-            },
-        ),
-    )
+    folder = min(os.path.relpath(workdir), str(workdir), key=len)
+    rows = {
+        "time": f"{datetime.timedelta(seconds=round(result['seconds']))}"
+        + (f", training at {rate:,.0f} images/s" if rate else ""),
+        "curves": os.path.join(folder, "curves.png"),
+        "metrics": os.path.join(folder, "metrics.jsonl"),
+        "checkpoints": os.path.join(folder, "checkpoints"),
+    }
+    console.print(Group(_scores(result), _two_columns(None, rows), "try next:"))
+    install = "" if importlib.util.find_spec("tensorboard") else "pip install tensorboard && "
+    for command in (
+        f"python -m resnet_jax.evaluate {shlex.quote(folder)}",
+        f"{install}tensorboard --logdir {shlex.quote(folder)}",
+    ):
+        console.print(f"  {command}", highlight=False, markup=False, soft_wrap=True)
 
 
 def _scores(result: dict) -> Table:
@@ -48,15 +48,18 @@ def _scores(result: dict) -> Table:
     for column in ("weights", "step", "split", "accuracy", *(["top-5"] if with_top5 else []), "loss"):
         table.add_column(column, justify="left" if column in ("weights", "split") else "right")
     # Without a validation split nothing is chosen: the best weights are the last.
-    for weights in ("last", "best") if "validation" in result["best"] else ("last",):
+    labels = {"last": "last", "best": "best"} if "validation" in result["best"] else {"last": "last"}
+    if len(labels) > 1 and result["best"]["step"] == result["last"]["step"]:
+        labels = {"last": "last and best"}
+    for weights, label in labels.items():
         for split in ("train", "validation", "test"):
             for prefix, note in (("", ""), ("ema_", ", moving average")):
                 values = result[weights].get(split) or {}
                 if f"{prefix}accuracy" in values:
                     table.add_row(
-                        weights + note,
+                        label + note,
                         f"{result[weights]['step']:,}",
-                        "train, while training" if split == "train" else split,
+                        "train, last log window" if split == "train" else split,
                         f"{values[f'{prefix}accuracy']:.2%}",
                         *([f"{values[f'{prefix}top5']:.2%}"] if with_top5 else []),
                         f"{values[f'{prefix}loss']:.4f}",
@@ -74,6 +77,7 @@ def _two_columns(title: str | None, rows: dict[str, str]) -> Table:
 
 
 _COMPILING = "compiling the training step"
+_SECONDS_BETWEEN_LINES = 60
 
 
 class TrainingDisplay:
@@ -89,8 +93,8 @@ class TrainingDisplay:
     def __init__(self, console: Console, bars: Progress, first_step: int, num_steps: int, num_epochs: float):
         self._console, self._bars = console, bars
         self._first_step, self._num_steps, self._num_epochs = first_step, num_steps, num_epochs
-        self._start = time.perf_counter()
-        self._next_update = float("inf") if bars.disable else 0.0
+        self._start = time.perf_counter()  # of the steps that the time left is judged by
+        self._next_update = 0.0
         self._task = bars.add_task(self._epoch(first_step), total=num_steps, completed=first_step)
         is_first = all(task.description != _COMPILING for task in bars.tasks)  # of replicas, which compile together
         self._compiling = bars.add_task(_COMPILING, total=None) if is_first and first_step < num_steps else None
@@ -103,12 +107,17 @@ class TrainingDisplay:
             self._bars.remove_task(task)
 
     def advance(self, step: int) -> None:
-        """Move the bar; cheap enough for every step."""
-        if time.perf_counter() > self._next_update:
-            if self._compiling in self._bars.task_ids:
-                self._bars.remove_task(self._compiling)
-            self._bars.update(self._task, description=self._epoch(step), completed=step)
-            self._next_update = time.perf_counter() + 0.2
+        """Move the bar; cheap enough for every step. Without bars, a line now and then."""
+        now = time.perf_counter()
+        if now < self._next_update:
+            return
+        if not self._next_update:  # what was before is compilation
+            self._first_step, self._start = step, now
+            self._end_compiling()
+        elif self._bars.disable:
+            self.say(f"step {step}/{self._num_steps}  {self._left(step)}")
+        self._bars.update(self._task, description=self._epoch(step), completed=step)
+        self._next_update = now + (_SECONDS_BETWEEN_LINES if self._bars.disable else 0.2)
 
     def watch(self, name: str, items: Iterable, total: int) -> Iterator:
         """The items of a phase of the run, with a bar as long as they are worked through."""
@@ -122,12 +131,8 @@ class TrainingDisplay:
         )
         self._bars.update(self._task, description=self._epoch(step), completed=step, values=text)
         if self._bars.disable:
-            elapsed = time.perf_counter() - self._start
-            left = elapsed / (step - self._first_step) * (self._num_steps - step)
-            self.say(
-                f"step {step}/{self._num_steps}  epoch {epoch:.1f}  {text}  "
-                f"left {datetime.timedelta(seconds=round(left))}"
-            )
+            self.say(f"step {step}/{self._num_steps}  epoch {epoch:.1f}  {text}  {self._left(step)}")
+            self._next_update = time.perf_counter() + _SECONDS_BETWEEN_LINES
 
     def evaluation(self, epoch: float, scores: Mapping[str, Mapping[str, float]]) -> None:
         """Show loss and accuracy by split, on one line: two splits have room on 80 columns."""
@@ -142,6 +147,16 @@ class TrainingDisplay:
     def say(self, text: str) -> None:
         """A line above the bars."""
         self._console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+    def _left(self, step: int) -> str:
+        if step <= self._first_step:
+            return ""
+        seconds = (time.perf_counter() - self._start) / (step - self._first_step) * (self._num_steps - step)
+        return f"left {datetime.timedelta(seconds=round(seconds))}"
+
+    def _end_compiling(self) -> None:
+        if self._compiling in self._bars.task_ids:
+            self._bars.remove_task(self._compiling)
 
     def _epoch(self, step: int) -> str:
         return f"epoch {step / self._num_steps * self._num_epochs:.1f}/{self._num_epochs:.1f}"

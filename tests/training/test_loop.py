@@ -2,6 +2,7 @@ import io
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 import time
@@ -269,6 +270,27 @@ def test_a_quick_look_scores_examples_that_are_evenly_spread(tmp_path):
     assert "Results on digits (eval.max_examples=50: a quick look)" in shown
     assert "1,257 train, 50 validation, 50 test (eval.max_examples=50)" in shown
     assert evaluate.evaluate(tmp_path)["count"] == 360
+
+
+def test_the_next_command_can_be_pasted_from_a_narrow_terminal(tmp_path):
+    workdir = tmp_path / ("a run with a long name" * 4)
+    console = Console(force_terminal=True, file=io.StringIO(), width=80, color_system=None)
+    train(tiny_config(train__steps=2, data__validation_size=180), workdir, console)
+    screen = console.file.getvalue()
+    relative = shlex.quote(min(os.path.relpath(workdir), str(workdir), key=len))
+    assert f"\n  python -m resnet_jax.evaluate {relative}\n" in screen
+    assert "│ last and best │" in screen.replace("\x1b[?25l", "")  # the only evaluation
+
+
+def test_a_log_without_a_terminal_has_a_line_now_and_then(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(console_module.time, "perf_counter", lambda: now[0])
+    console = Console(file=io.StringIO())
+    display = TrainingDisplay(console, progress_bars(console), 0, 1000, 2.0)
+    for step in range(1, 7):
+        now[0] += 100 if step == 1 else 30  # the first compiles
+        display.advance(step)
+    assert console.file.getvalue().splitlines() == ["step 3/1000  left 8:18:30", "step 5/1000  left 8:17:30"]
 
 
 def test_a_rate_that_is_far_too_high_stops_the_run(tmp_path):

@@ -181,7 +181,7 @@ def test_images_grow_on_schedule(folder):
     [
         ({"data__image_size": None}, "data.image_size: expected a size"),
         ({"data__data_dir": None}, "data.data_dir: data.name=folder needs the path"),
-        ({"data__data_dir": "/nowhere"}, "expected a folder of images by class, found no /nowhere/train"),
+        ({"data__data_dir": "/nowhere"}, "expected a folder of images by class, found no folder /nowhere"),
         ({"data__loader": "device"}, "data.loader: data.name=folder needs stream"),
         ({"data__name": "synthetic:9"}, "data.name: expected synthetic:EXAMPLES:CLASSES"),
         ({"data__name": "flder"}, "data.name: expected one of its names, found 'flder'.*did you mean 'folder'"),
