@@ -175,6 +175,6 @@ def test_a_wheel_holds_every_module_and_its_commands_work_elsewhere(tmp_path):
     run = {"cwd": tmp_path, "env": environment, "capture_output": True, "text": True}
     process = subprocess.run([sys.executable, "-c", code], **run)
     assert process.stdout.split() == [str(target / "resnet_jax" / "__init__.py"), "resnet56"], process.stderr
-    for command in (["summary", "resnet20"], ["ablate", "--list"], ["evaluate", "--help"]):
+    for command in (["summary", "resnet20"], ["ablate", "--help"], ["evaluate", "--help"]):
         process = subprocess.run([sys.executable, "-m", f"resnet_jax.{command[0]}", *command[1:]], **run)
         assert process.returncode == 0 and process.stdout, process.stderr

@@ -168,8 +168,8 @@ def plot_final_errors(
         looks = _distinct_looks(len(lines))
         for index, ((label, cells), (color, marker)) in enumerate(zip(lines.items(), looks, strict=True)):
             by_place = sorted(cells, key=lambda name: axis.places[cells[name]])
-            beside = 0.0 if axis.has_order else 0.15 * (index - (len(lines) - 1) / 2)  # else one would hide another
-            at = [axis.places[cells[name]] + beside for name in by_place]
+            aside = 0.0 if axis.has_order else 0.6 / len(lines)  # else one would hide another
+            at = [axis.places[cells[name]] + aside * (index - (len(lines) - 1) / 2) for name in by_place]
             values = [by_cell[name] for name in by_place]
             means = np.array([seeds.mean() for seeds in values])
             deviations = np.array([seeds.std(ddof=1) if len(seeds) > 1 else 0 for seeds in values])
