@@ -28,6 +28,7 @@ for number in (signal.SIGINT, signal.SIGHUP):
         signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 use_compilation_cache()
+build._MAX_LATEST = 60  # tests come back to a program later than studies do
 
 
 def pytest_collection_modifyitems(items):
