@@ -75,6 +75,11 @@ def make_console(quiet: bool = False) -> Console:
     return console
 
 
+def titled_table(title: str) -> Table:
+    """A table that is as wide as its title, which would be wrapped."""
+    return Table(title=title, title_justify="left", min_width=len(title))
+
+
 def print_whole(console: Console, table: Table) -> None:
     """Print a table with all that is in it: on a terminal that is too narrow, the terminal wraps its lines."""
     wide = console.options.update(max_width=_WIDEST)

@@ -18,7 +18,7 @@ class _TimeColumn(TimeRemainingColumn):
 
 
 class _CountColumn(MofNCompleteColumn):
-    """How many of how many; nothing of a task whose end is not known."""
+    """The number done, of the number in all; nothing of a task whose end is not known."""
 
     def render(self, task):
         return Text("") if task.total is None else super().render(task)

@@ -172,6 +172,11 @@ def describe_failure(error: BaseException, workdir: pathlib.Path) -> str:
     return f"{reason}. {remedy}, then continue: {resume_command(workdir)}"
 
 
+def file_name(text: str) -> str:
+    """A name of a file or folder that any file system takes, with what it can keep of a text."""
+    return re.sub(r"[^A-Za-z0-9._=+]+", "-", text).strip("-.") or "-"
+
+
 def resume_command(workdir: pathlib.Path) -> str:
     """The command that continues a run of this process; in words, if that is neither `train.py` nor a study."""
     program, *arguments = sys.argv

@@ -19,7 +19,7 @@ from resnet_jax.training.step import TrainState
 def start_or_resume(
     recipe: Recipe, state: TrainState, checkpoints: Checkpoints, assembly, changed: dict, console: Console
 ) -> tuple[TrainState, int, dict]:
-    """Where a run stands: at its last checkpoint if there is one, else at its start.
+    """State, step and notes of a run: those of its last checkpoint if there is one, else of its start.
 
     Args:
       recipe: recipe of the run.

@@ -8,13 +8,13 @@ import numpy as np
 
 from resnet_jax.data.sampling import read_image
 from resnet_jax.evaluation.predictions import Predictions
-from resnet_jax.training.plots import STYLE, drawable, save, subplots
+from resnet_jax.training.plots import STYLE, save, shortened, subplots
 
 _SEEN = 2000  # classes: less than a pixel for each
 _NAMED = 60  # classes: names of more cannot be read
 _COUNTED = 25  # classes: numbers in more cells cannot be read
 _COLUMNS, _ROWS = 6, 4  # of the sheet
-_LONGEST_NAME = 22
+_LETTERS = 22  # of a name
 
 
 def plot_evaluation(
@@ -56,7 +56,7 @@ def plot_confusion(predictions: Predictions, class_names: Sequence[str], target:
         ylabel="true class",
     )
     places = range(len(class_names)) if len(class_names) <= _NAMED else ()
-    names = [_shortened(class_names[place]) for place in places]
+    names = [shortened(class_names[place], _LETTERS) for place in places]
     axes.set_xticks(places, names, rotation=90, parse_math=False)
     axes.set_yticks(places, names, parse_math=False)
     if len(class_names) <= _COUNTED:
@@ -71,7 +71,7 @@ def plot_mistakes(predictions: Predictions, source, class_names: Sequence[str], 
     """Draw a sheet of the wrong predictions with the largest loss, the worst first.
 
     Args:
-      predictions: of the examples of the source, in its order.
+      predictions: one entry for each example of the source, in its order.
       source: dataset; see `data.sources`.
       class_names: in label order.
       target: file of the picture.
@@ -89,10 +89,5 @@ def plot_mistakes(predictions: Predictions, source, class_names: Sequence[str], 
         axes.imshow(image.squeeze(), cmap="gray", vmin=0, vmax=255)
         true = " or ".join(class_names[label] for label in predictions.labels[index])
         predicted, probability = predictions.classes[index], predictions.probabilities[index]
-        axes.set_title(f"{_shortened(true)}\n{_shortened(predicted)} ({probability:.0%})")
+        axes.set_title(f"{shortened(true, _LETTERS)}\n{shortened(predicted, _LETTERS)} ({probability:.0%})")
     save(figure, target)
-
-
-def _shortened(name: str) -> str:
-    name = drawable(name)
-    return name if len(name) <= _LONGEST_NAME else name[: _LONGEST_NAME - 1] + "…"

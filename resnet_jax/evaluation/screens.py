@@ -4,17 +4,18 @@ import argparse
 import functools
 import os
 import pathlib
-import re
 
 import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from resnet_jax.commands import titled_table
 from resnet_jax.config.runs import load_card
 from resnet_jax.data.tfds import expand_corruptions
 from resnet_jax.evaluation.predictions import Predictions, compare, read_predictions
 from resnet_jax.evaluation.runs import open_source, predict
 from resnet_jax.progress import progress_bars, watch
+from resnet_jax.workdir import file_name
 
 _PAIRS = 5  # of classes that are confused
 
@@ -25,7 +26,7 @@ def print_split(console: Console, args: argparse.Namespace) -> None:
     predictions = _predict(console, args.runs[0], args, None)
     scores = predictions.scores()
     title = f"{args.split} of {card.data['name']}: {scores['count']:,} examples"
-    table = Table(title=title, title_justify="left", min_width=len(title))
+    table = titled_table(title)
     table.add_column("class")
     table.add_column("accuracy", justify="right")
     for name, accuracy in predictions.per_class(card.class_names).items():
@@ -67,7 +68,7 @@ def _show_mistakes(console: Console, args: argparse.Namespace, data: str | None,
 
     chosen = {args.step: "best", args.view: "center", "flip" * args.flip: "", "ema" * args.ema: ""}
     parts = [data or args.split, *(value for value, default in chosen.items() if value != default)]
-    folder = run / "evaluation" / re.sub(r"[^A-Za-z0-9._=-]+", "-", "-".join(parts)).strip("-.")
+    folder = run / "evaluation" / file_name("-".join(parts))
     source, _ = open_source(card, args.split, data, args.data_dir)
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -79,7 +80,7 @@ def _show_mistakes(console: Console, args: argparse.Namespace, data: str | None,
 
 def _unlabelled(predictions: Predictions) -> Table:
     title = f"{len(predictions.names)} images without labels"
-    table = Table(title=title, title_justify="left", min_width=len(title))
+    table = titled_table(title)
     for column in ("image", "class", "probability"):
         table.add_column(column, overflow="fold")
     for name, cls, probability in zip(predictions.names, predictions.classes, predictions.probabilities, strict=True):

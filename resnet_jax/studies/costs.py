@@ -4,6 +4,7 @@ from collections.abc import Mapping
 
 from rich.table import Table
 
+from resnet_jax.commands import titled_table
 from resnet_jax.models import CIFAR_MODELS
 from resnet_jax.models.profile import Layer, totals
 from resnet_jax.studies.published import published_values
@@ -43,7 +44,7 @@ def total_table(name: str, classes: int, shape: tuple[int, int, int], layers: li
     known_parameters = (published_parameters(name) if as_published else None) or ("", "")
     known_adds = (published_multiply_adds(name) if as_published and shape == (224, 224, 3) else None) or ("", "")
     title = f"{name}, one {'x'.join(map(str, shape))} image, {classes} classes"
-    table = Table(title=title, title_justify="left", min_width=len(title))
+    table = titled_table(title)
     table.add_column("")
     for column in ("parameters", "multiply-adds", "activations, MiB (float32)"):
         table.add_column(column, justify="right", overflow="fold")

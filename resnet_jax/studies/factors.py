@@ -1,12 +1,12 @@
-"""What a study varies, and which of its cells differ in one key alone."""
+"""The keys that a study varies, and the cells that differ in one of them alone."""
 
 import itertools
-import operator
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import ml_collections
 
+from resnet_jax.config.stored import flatten
 from resnet_jax.studies.study import StudyRun
 
 
@@ -30,7 +30,8 @@ def varied_values(cells: Mapping[str, Sequence[StudyRun]]) -> dict[str, dict[str
       cells: runs by name of cell, in the order of the grid.
     """
     keys = dict.fromkeys(key for runs in cells.values() for key in runs[0].cell["overrides"])
-    values = {key: {name: _plain(runs[0].config, key) for name, runs in cells.items()} for key in keys}
+    configs = {name: flatten(runs[0].config) for name, runs in cells.items()}
+    values = {key: {name: config[key] for name, config in configs.items()} for key in keys}
     return {key: by_cell for key, by_cell in values.items() if len(set(map(repr, by_cell.values()))) > 1}
 
 
@@ -38,7 +39,7 @@ def baseline_values(
     varied: Mapping[str, Mapping[str, object]], experiment: ml_collections.ConfigDict
 ) -> dict[str, object]:
     """For each varied key its value in the experiment, or in the first cell if no cell has that."""
-    found = {key: _plain(experiment, key) for key in varied}
+    found = flatten(experiment)
     return {
         key: found[key] if found[key] in by_cell.values() else next(iter(by_cell.values()))
         for key, by_cell in varied.items()
@@ -83,11 +84,3 @@ def lines_along(varied: Mapping[str, Mapping[str, object]], key: str) -> dict[st
         others = ", ".join(f"{other}={by_cell[name]}" for other, by_cell in varied.items() if other != key)
         groups.setdefault(others, {})[name] = value
     return {label: group for label, group in groups.items() if len(group) > 1}
-
-
-def _plain(config: ml_collections.ConfigDict, key: str):
-    return _hashable(operator.attrgetter(key)(config))
-
-
-def _hashable(value):
-    return tuple(map(_hashable, value)) if isinstance(value, list | tuple) else value

@@ -55,7 +55,7 @@ def compare_errors(kind: str, name: str, other: str, errors: Sequence[float], ot
 
 
 class Findings(NamedTuple):
-    """What the data show.
+    """Comparisons of cells, in sentences.
 
     Attributes:
       basis: which cells are compared with which.

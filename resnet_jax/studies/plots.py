@@ -13,7 +13,7 @@ import numpy as np
 from matplotlib.ticker import LogLocator, MaxNLocator
 from matplotlib.transforms import ScaledTranslation
 
-from resnet_jax.training.plots import STYLE, draw, drawable, points, save, subplots
+from resnet_jax.training.plots import STYLE, draw, drawable, points, save, shortened, subplots
 
 _MARKERS = "os^DvP*X"
 _LINE_STYLES = ("-", "--", ":", "-.")
@@ -206,7 +206,9 @@ class _Axis(NamedTuple):
 def _axis_of(values: Sequence) -> _Axis:
     if not all(isinstance(x, int | float) and not isinstance(x, bool) for x in values):
         places = {x: place for place, x in enumerate(dict.fromkeys(values))}
-        return _Axis(places, "linear", {place: _shortened(str(x)) for x, place in places.items()}, has_order=False)
+        return _Axis(
+            places, "linear", {place: shortened(str(x), _LONGEST) for x, place in places.items()}, has_order=False
+        )
     numbers = sorted(set(values))
     if numbers[0] == 0 and len(numbers) > 2 and numbers[1] < numbers[-1] / 4:  # a logarithm has no 0
         places = {x: place for place, x in enumerate(numbers)}
@@ -223,11 +225,6 @@ def _axis_of(values: Sequence) -> _Axis:
 _CLOSEST = 0.08  # share of an axis between two names
 _LETTERS = 45  # below an axis
 _LONGEST = 24  # letters of a value
-
-
-def _shortened(text: str) -> str:
-    text = drawable(text)
-    return text if len(text) <= _LONGEST else text[: _LONGEST - 1] + "…"
 
 
 def _beside(axes):

@@ -11,8 +11,8 @@ import jax
 import ml_collections
 from rich.console import Console
 from rich.progress import Progress
-from rich.table import Table
 
+from resnet_jax.commands import titled_table
 from resnet_jax.config.build import Assembly, make_recipe, shared_program
 from resnet_jax.config.train import speed_up, train, train_together
 from resnet_jax.environment import describe_environment, use_compilation_cache
@@ -194,7 +194,7 @@ def print_cells(study: ml_collections.ConfigDict, workdir: pathlib.Path, console
     study = grown(study, absolute(workdir))
     runs = collect(study, workdir)
     stopwatch = Stopwatch([(run.config, run.result) for run in runs])
-    table = Table(title=study.title, title_justify="left")
+    table = titled_table(study.title)
     for column in ("cell", "name", "changes", "finished", "time left"):
         table.add_column(column, justify="left" if column in ("name", "changes") else "right", overflow="fold")
     total = 0.0

@@ -9,7 +9,6 @@ import functools
 import itertools
 import json
 import pathlib
-import re
 from collections.abc import Iterable, Mapping, Sequence
 
 import ml_collections
@@ -20,7 +19,7 @@ from resnet_jax.config.flags import is_study, resolve_length
 from resnet_jax.config.stored import read_config
 from resnet_jax.errors import UserError, did_you_mean
 from resnet_jax.training.logs import read_metrics
-from resnet_jax.workdir import read_result
+from resnet_jax.workdir import file_name, read_result
 
 
 def make_study(
@@ -88,7 +87,7 @@ def check_study(study: ml_collections.ConfigDict) -> None:
     folders = {}
     for each in study.cells:
         _check_cell(each)
-        other = folders.setdefault(_folder(each["name"]), each)
+        other = folders.setdefault(file_name(each["name"]), each)
         if other is not each:
             raise UserError(
                 f"cells: expected different names, found {other['name']!r} with {other['overrides']} and "
@@ -141,7 +140,7 @@ def _check_key(config: ml_collections.ConfigDict, key: str) -> None:
 
 def run_folder(workdir: str | pathlib.Path, cell: Mapping, seed: int) -> pathlib.Path:
     """The folder of a run of the study."""
-    return pathlib.Path(workdir) / "cells" / _folder(cell["name"]) / f"seed{seed}"
+    return pathlib.Path(workdir) / "cells" / file_name(cell["name"]) / f"seed{seed}"
 
 
 def read_study(workdir: str | pathlib.Path) -> ml_collections.ConfigDict:
@@ -228,7 +227,3 @@ LONGEST_NAME = 100  # of a cell; it is that of a folder, too
 
 def _short(key: str, value) -> str:
     return str(value) if key == "model.name" else f"{key}={value}"
-
-
-def _folder(name: str) -> str:
-    return re.sub(r"[^A-Za-z0-9._=+]+", "-", name).strip("-.") or "-"

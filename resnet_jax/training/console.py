@@ -12,6 +12,7 @@ from rich.console import Console, Group
 from rich.progress import Progress
 from rich.table import Table
 
+from resnet_jax.commands import titled_table
 from resnet_jax.progress import watch
 
 
@@ -43,7 +44,7 @@ def print_end(console: Console, result: dict, workdir: pathlib.Path) -> None:
 def _scores(result: dict) -> Table:
     trial = f" (eval.max_examples={result['max_examples']}: a quick look)" if result.get("max_examples") else ""
     title = f"Results on {result['data']}{trial}"
-    table = Table(title=title, title_justify="left", min_width=len(title))
+    table = titled_table(title)
     with_top5 = result.get("classes", 1000) > 5  # else it is always 100%
     for column in ("weights", "step", "split", "accuracy", *(["top-5"] if with_top5 else []), "loss"):
         table.add_column(column, justify="left" if column in ("weights", "split") else "right")

@@ -65,6 +65,12 @@ def drawable(name: str) -> str:
     return f"\u2009{text}" if text.startswith("_") else text
 
 
+def shortened(name: str, letters: int) -> str:
+    """The name as it can be drawn, in up to so many letters."""
+    name = drawable(name)
+    return name if len(name) <= letters else name[: letters - 1] + "…"
+
+
 def points(lines: Sequence[dict], split: str, name: str) -> tuple[np.ndarray, np.ndarray]:
     """(epochs, values) of a metric on a split, from lines of `metrics.jsonl`."""
     own = [line for line in lines if line["split"] == split]

@@ -196,7 +196,8 @@ def test_what_is_left_out_of_a_folder_that_is_divided_is_said_too(tmp_path):
     write_classes(tmp_path, 5)
     (tmp_path / "cat" / "notes.txt").write_text("no image")
     with pytest.warns(UserWarning, match=r"left out .* .txt \(1\)"):
-        open_sources("folder", str(tmp_path))
+        _, sources = open_sources("folder", str(tmp_path))
+    assert sum(map(len, sources.values())) == 10
 
 
 def test_the_folder_that_was_trained_on_can_be_evaluated_as_other_data(tmp_path):

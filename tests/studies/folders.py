@@ -1,7 +1,9 @@
 """Helpers for tests of reports: study folders that are written by hand."""
 
+import functools
 import json
 import math
+import re
 
 import numpy as np
 
@@ -69,11 +71,23 @@ DIAGNOSED = {
 }
 
 
-def table_row(text, name):
-    """A row of the table of results as {column: cell}."""
+def table_rows(text):
+    """The rows of the table of results, each as {column: cell}."""
     table = text.split("## Results\n\n")[1].split("\n\n")[0].split("\n")
-    rows = [[part.strip() for part in line.strip("|").split("|")] for line in (table[0], *table[2:])]
-    return next(dict(zip(rows[0], row, strict=True)) for row in rows[1:] if row[0] == name)
+    cells = functools.partial(re.split, r"(?<!\\)\|")  # not the escaped ones
+    rows = [[part.strip() for part in cells(line.strip("|"))] for line in (table[0], *table[2:])]
+    return [dict(zip(rows[0], row, strict=True)) for row in rows[1:]]
+
+
+def table_row(text, name):
+    """The row of one cell."""
+    return next(row for row in table_rows(text) if row["cell"] == name)
+
+
+def screen_rows(screen):
+    """The rows of the first table on a screen, as lists of cells."""
+    lines = screen.split("└")[0].splitlines()
+    return [[cell.strip() for cell in line.strip("│").split("│")] for line in lines if line.startswith("│")]
 
 
 def p_of_three(differences):

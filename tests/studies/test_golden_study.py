@@ -14,6 +14,7 @@ from resnet_jax.errors import UserError
 from resnet_jax.studies import run as study_run
 from resnet_jax.studies.run import run_study
 from resnet_jax.studies.study import cell, make_study, read_study
+from tests.studies.folders import table_rows
 from tests.tiny import tiny_config
 
 GOLDEN = pathlib.Path(__file__).parent.parent / "golden" / "v0" / "study"
@@ -49,19 +50,12 @@ def test_its_report_is_written_and_its_results_stay_the_same_to_the_letter(copie
     assert (copied / "results.jsonl").read_text() == results
     report = (copied / "report.md").read_text()
     before = (GOLDEN / "report.md").read_text()
-    old, new = table(before), table(report)
+    old, new = table_rows(before), table_rows(report)
     assert [{column: row[column] for column in old[0]} for row in new] == old
     assert "None: all 2 runs are finished." in report
     drawn = {"error_curves", "error_by_cell", "layer_responses", "gradient_norms", "branches", "lesions"}
     assert {path.stem for path in (copied / "figures").glob("*.png")} == drawn
     assert (copied / "report.html").read_text().count("data:image/png;base64,") == len(drawn)
-
-
-def table(report):
-    """Rows of the table of results, by column."""
-    header, _, *rows = report.split("## Results\n\n")[1].split("\n\n")[0].splitlines()
-    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in (header, *rows)]
-    return [dict(zip(cells[0], row, strict=True)) for row in cells[1:]]
 
 
 def test_no_run_of_it_is_trained_again(copied, monkeypatch):

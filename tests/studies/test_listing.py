@@ -7,13 +7,9 @@ import shutil
 import pytest
 
 from resnet_jax import report
+from tests.studies.folders import screen_rows
 
 GOLDEN = pathlib.Path(__file__).parent.parent / "golden"
-
-
-def rows(screen):
-    found = [[cell.strip() for cell in line.strip("│").split("│")] for line in screen.splitlines() if line[0] == "│"]
-    return {row[0]: row[1:] for row in found}
 
 
 @pytest.fixture
@@ -33,7 +29,7 @@ def runs(tmp_path):
 
 def test_a_folder_of_runs_is_listed_with_model_data_scores_and_time(runs, capsys):
     report.main([str(runs)])
-    found = rows(capsys.readouterr().out)
+    found = {name: cells for name, *cells in screen_rows(capsys.readouterr().out)}
     result = json.loads((runs / "[red]ema" / "result.json").read_text())
     scores = [f"{result[weights]['test']['accuracy']:.2%}" for weights in ("last", "best")]
     assert found["[red]ema"] == ["tiny", "digits", "24 of 24", *scores, f"0:00:0{round(result['seconds'])}"]

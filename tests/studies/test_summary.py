@@ -4,6 +4,7 @@ import pytest
 
 from resnet_jax import create_model, summary
 from resnet_jax.models.profile import profile, totals
+from tests.studies.folders import screen_rows
 
 
 def test_a_layers_costs_are_those_counted_by_hand():
@@ -67,12 +68,6 @@ def test_the_table_has_a_line_for_each_layer_and_says_what_it_counts(capsys):
         assert name in screen
 
 
-def rows(screen):
-    """The rows of the first table, as lists of cells."""
-    lines = screen.split("└")[0].splitlines()
-    return [[cell.strip() for cell in line.strip("│").split("│")] for line in lines if line.startswith("│")]
-
-
 @pytest.mark.parametrize(
     ("size", "sides"), [(224, (56, 56, 28, 14, 7)), (96, (24, 24, 12, 6, 3))]
 )  # as printed in Dive into Deep Learning, section 7.6, for 224 (first edition) and 96 pixels (later ones)
@@ -80,7 +75,7 @@ def test_the_shapes_after_each_stage_are_those_of_the_book(size, sides, capsys):
     summary.main(["resnet18", f"--size={size}", "--channels=1", "--classes=10"])
     names, channels = ("stem", "stage1", "stage2", "stage3", "stage4"), (64, 64, 128, 256, 512)
     expected = [[n, f"{s}x{s}x{c}"] for n, s, c in zip(names, sides, channels, strict=True)]
-    assert rows(capsys.readouterr().out) == [*expected, ["pre_logits", "512"], ["logits", "10"]]
+    assert screen_rows(capsys.readouterr().out) == [*expected, ["pre_logits", "512"], ["logits", "10"]]
 
 
 def test_a_table_is_never_cut(capsys, monkeypatch):
@@ -102,11 +97,11 @@ def test_the_image_and_the_head_of_a_run_are_its_own(tmp_path, capsys):
 
 def test_poolings_have_lines_and_cost_nothing(capsys):
     summary.main(["resnet18", "--table", "--channels=1", "--classes=10"])
-    found = {row[0]: row[1:4] for row in rows(capsys.readouterr().out)}
+    found = {row[0]: row[1:4] for row in screen_rows(capsys.readouterr().out)}
     assert found["max_pool"] == ["56x56x64", "0", "0"]
     assert found["pool"] == ["512", "0", "0"]
     summary.main(["vgg11", "--table"])
-    found = {row[0]: row[1:4] for row in rows(capsys.readouterr().out)}
+    found = {row[0]: row[1:4] for row in screen_rows(capsys.readouterr().out)}
     assert found["stage5_pool"] == ["7x7x512", "0", "0"]
 
 
