@@ -267,6 +267,7 @@ def open_run(
       StorageError: it cannot be used any more, here or in the body.
     """
     config, main = recipe.config, is_main_process()
+    plain = json.loads(config.to_json())
     with contextlib.ExitStack() as stack:
         stack.enter_context(storage_errors(workdir))
         if main:
@@ -278,10 +279,10 @@ def open_run(
         console.print(start_screen(recipe.describe(devices, workdir)))
         state, step, notes = start_or_resume(recipe, initial_state(recipe), checkpoints, assembly, changed, console)
         environment = describe_environment()
-        card = recipe.card({"config": json.loads(config.to_json()), "environment": environment}, assembly.mean_image)
+        card = recipe.card({"config": plain, "environment": environment}, assembly.mean_image)
         if main:
-            _describe_run(workdir, config, environment, card.to_json(), changed)
-        events = functools.partial(Events, workdir, json.loads(config.to_json()))
+            _describe_run(workdir, plain, environment, card.to_json(), changed)
+        events = functools.partial(Events, workdir, plain)
         log = stack.enter_context(MetricsLog(workdir, events, step, enabled=main, test_curve=recipe.test_curve))
         length = recipe.num_steps, recipe.epoch(recipe.num_steps)
         display = stack.enter_context(TrainingDisplay(console, bars, step, *length))
@@ -300,5 +301,5 @@ def _describe_run(workdir, config, environment, card, changed) -> None:
     result = read_result(workdir)
     if result and changed.keys() & set(LENGTH):
         (workdir / "result.json").replace(workdir / f"result-{result['step']}.json")
-    for name, content in (("environment", environment), ("config", json.loads(config.to_json())), ("card", card)):
+    for name, content in (("environment", environment), ("config", config), ("card", card)):
         write_json(workdir / f"{name}.json", content)

@@ -8,6 +8,8 @@ import time
 import warnings
 from collections.abc import Iterator, Mapping
 
+from flax.traverse_util import flatten_dict
+
 _LAYERS = "within_layers"  # TensorBoard sorts by name: after those of the splits
 
 
@@ -31,7 +33,9 @@ class Events:
             if purge_step is not None:
                 start = self._proto.SessionLog(status=self._proto.SessionLog.START)
                 self._write(self._proto.Event(step=purge_step, session_log=start))
-        hyperparameters = {key: x if isinstance(x, bool | int | float) else str(x) for key, x in _flat(config)}
+        hyperparameters = {
+            key: x if isinstance(x, bool | int | float) else str(x) for key, x in flatten_dict(config, sep=".").items()
+        }
         experiment, session, _ = summary.hparams(hyperparameters, {"validation/accuracy": 0, "test/accuracy": 0})
         text = "\n".join(f"    {line}" for line in json.dumps(config, indent=2).splitlines())  # as Markdown shows code
         for described in (experiment, session, summary.text("config", text)):
@@ -40,7 +44,7 @@ class Events:
     def write(self, split: str, step: int, values: Mapping[str, float | Mapping[str, float]]) -> None:
         """Write scalars; their tags are SPLIT/NAME, and within_layers/NAME/LAYER."""
         group = _LAYERS if split == "layers" else split
-        scalars = [{"tag": f"{group}/{tag}", "simple_value": x} for tag, x in _flat(values, "/")]
+        scalars = [{"tag": f"{group}/{tag}", "simple_value": x} for tag, x in flatten_dict(values, sep="/").items()]
         self._write(self._proto.Event(step=step, summary={"value": scalars}))
 
     def close(self) -> None:
@@ -63,14 +67,6 @@ class Events:
         except OSError as error:
             self._writer = None
             warnings.warn(f"TensorBoard events end here: {error.strerror}; metrics.jsonl has all", stacklevel=2)
-
-
-def _flat(tree: Mapping, separator: str = ".", path: str = "") -> Iterator[tuple[str, object]]:
-    for key, value in tree.items():
-        if isinstance(value, Mapping):
-            yield from _flat(value, separator, f"{path}{key}{separator}")
-        else:
-            yield f"{path}{key}", value
 
 
 def _tensorboard():
