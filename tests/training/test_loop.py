@@ -23,6 +23,7 @@ from resnet_jax.training.console import TrainingDisplay
 from resnet_jax.training.logs import read_metrics
 from resnet_jax.training.program import Program
 from resnet_jax.training.step import make_train_step
+from resnet_jax.training.tensorboard import Events
 from tests.runs import ROOT
 from tests.tiny import tiny_config
 
@@ -95,6 +96,19 @@ def test_tensorboard_shows_curves_before_layers_and_the_config(tmp_path):
     content = values["_hparams_/session_start_info"].metadata.plugin_data.content
     hyperparameters = HParamsPluginData.FromString(content).session_start_info.hparams
     assert (hyperparameters["optim.lr"].number_value, hyperparameters["model.name"].string_value) == (0.1, "tiny")
+
+
+def test_events_of_a_resumed_run_make_those_of_later_steps_void(tmp_path):
+    from tensorboardX.proto.event_pb2 import SessionLog
+
+    for folder, purge_step in (("new", None), ("resumed", 7)):
+        (tmp_path / folder).mkdir()
+        Events(tmp_path / folder, {"seed": 0}, purge_step).close()
+    starts = [
+        [event.step for event in read_events(tmp_path / folder) if event.session_log.status == SessionLog.START]
+        for folder in ("new", "resumed")
+    ]
+    assert starts == [[], [7]]
 
 
 def test_the_best_is_chosen_on_the_validation_split_and_the_test_split_scored_once_at_the_end(finished):
