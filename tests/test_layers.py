@@ -21,7 +21,7 @@ FILES = {
 LAYERS = [
     {"errors", "signals", "workdir", "environment", "commands", "progress"},
     {"models", "data"},
-    {"checkpoint"},
+    {"checkpoint", "weights"},
     {"training"},
     {"config"},
     {"evaluation", "studies"},
