@@ -17,6 +17,7 @@ _ON_USE = {
     "get_config": "resnet_jax.config.flags",
     "load_card": "resnet_jax.config.runs",
     "load_checkpoint": "resnet_jax.config.runs",
+    "list_models": "resnet_jax.models",
     "load_data": "resnet_jax.config.runs",
     "preprocessing": "resnet_jax.config.runs",
     "train": "resnet_jax.config.train",

@@ -1,6 +1,7 @@
 """MODELS, the table of networks, `create_model`, and the tables of values that networks are put together from."""
 
 import dataclasses
+import fnmatch
 import functools
 import inspect
 from collections.abc import Callable, Mapping
@@ -9,11 +10,11 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from resnet_jax.errors import UserError, did_you_mean
-from resnet_jax.models.blocks import GATES
 from resnet_jax.models.cifar import CIFAR_MODELS
 from resnet_jax.models.conv import CONVS, DOWNSAMPLES
+from resnet_jax.models.gates import GATES
+from resnet_jax.models.imagenet import IMAGENET_MODELS
 from resnet_jax.models.norm import NORMS
-from resnet_jax.models.resnet import IMAGENET_MODELS
 from resnet_jax.models.shortcuts import SHORTCUTS
 from resnet_jax.models.stems import STEMS, Stem
 from resnet_jax.models.vgg import VGG_MODELS
@@ -28,6 +29,18 @@ _TABLES = {
     "stem": STEMS,
     "gate": GATES,
 }
+
+
+def list_models(pattern: str = "*") -> list[str]:
+    """Names of `MODELS` that a pattern matches, in the order of the alphabet.
+
+    >>> list_models("wide*")
+    ['wide_resnet101_2', 'wide_resnet50_2']
+
+    Args:
+      pattern: with the wildcards of file names, like "*50*".
+    """
+    return sorted(fnmatch.filter(MODELS, pattern))
 
 
 def attributes_of(name: str) -> list[str]:
@@ -91,8 +104,7 @@ def _value(kind: str, given) -> Callable | Stem | None:
     settings = {"name": given} if isinstance(given, str) else dict(given)
     name, table = settings.pop("name", ""), _TABLES[kind]
     if name not in table:
-        known = did_you_mean(name, table) if table else f"{kind.upper()}S is empty; pass a function"
-        raise UserError(f"model.{kind}: no {kind} is called {name!r}; {known}")
+        raise UserError(f"model.{kind}: no {kind} is called {name!r}; {did_you_mean(name, table)}")
     return _bound(kind, name, table[name], settings)
 
 

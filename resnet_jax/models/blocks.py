@@ -1,7 +1,4 @@
-"""Residual blocks: v1 (He et al. 2015, arXiv:1512.03385), v2 (He et al. 2016, arXiv:1603.05027).
-
-A gate is a function `(branch, *, conv, norm)` of the end of a branch, (B, H, W, C) to the same shape.
-"""
+"""Residual blocks: v1 (He et al. 2015, arXiv:1512.03385), v2 (He et al. 2016, arXiv:1603.05027)."""
 
 import functools
 import inspect
@@ -15,8 +12,6 @@ import jax.numpy as jnp
 from resnet_jax.errors import UserError
 from resnet_jax.models.conv import he_normal_fan_out
 from resnet_jax.models.norm import identity_norm
-
-GATES: dict[str, Callable] = {}
 
 
 def norm_and_relu(x: jax.Array, norm: Callable, name: str) -> jax.Array:
@@ -51,7 +46,7 @@ class Block(nn.Module):
       conv: a conv like those in `CONVS`, its dtype bound.
       norm: a norm like those in `NORMS`, its dtype and `train` bound, for the branch: an `announced` one.
       side_norm: the same for shortcut and gate, where it is not announced.
-      gate: function of the end of the branch (see above), or None.
+      gate: one of the functions in `GATES`, of the end of the branch, or None.
       drop: function of the branch: `stochastic_depth` with its rate.
       zero_init: start the branch at zero.
       groups: number of groups in the 3x3 convolution of a bottleneck (Xie et al. 2017, arXiv:1611.05431).
@@ -181,7 +176,7 @@ BottleneckBlockV1 = functools.partial(BottleneckBlock, stride_on_first=True)
 class PreActBlock(Block):
     """Base of the blocks of He et al. 2016 (Figure 4e): norm and ReLU stand before the convolutions.
 
-    As in the released code, a block that changes the shape gives its shortcut the activated input and projects by
+    As in the released code, a block that changes the channels gives its shortcut the activated input and projects by
     the convolution alone; every other block gives it the raw input.
 
     Attributes:
@@ -214,7 +209,7 @@ class PreActBasicBlock(PreActBlock):
         y = self.conv(self.width, 3, self.stride, name="conv1")(activated)
         y = nn.relu(self.norm(name="bn2")(y))
         y = self.conv(self.width, 3, kernel_init=self.last_kernel_init, name="conv2")(y)
-        return x if x.shape == y.shape else activated, y
+        return x if x.shape[-1] == y.shape[-1] else activated, y
 
 
 class PreActBottleneckBlock(PreActBlock):
@@ -227,4 +222,4 @@ class PreActBottleneckBlock(PreActBlock):
         y = self.conv(self.inner_width, 3, self.stride, self.groups, name="conv2")(y)
         y = nn.relu(self.norm(name="bn3")(y))
         y = self.conv(4 * self.width, 1, kernel_init=self.last_kernel_init, name="conv3")(y)
-        return x if x.shape == y.shape else activated, y
+        return x if x.shape[-1] == y.shape[-1] else activated, y

@@ -28,13 +28,16 @@ def conv2d(
     dtype,
     kernel_init: Callable = he_normal_fan_out,
     bias_init: Callable = nn.initializers.zeros,
+    padding: int | str | None = None,
+    conv_general_dilated: Callable | None = None,
 ) -> nn.Conv:
-    """A square convolution, zero-padded by `kernel // 2` on every side (never "SAME")."""
+    """A square convolution, zero-padded by `kernel // 2` on every side (never "SAME", unless `padding` says so)."""
     return nn.Conv(
         features,
         (kernel, kernel),
         (stride, stride),
-        padding=kernel // 2,
+        padding=kernel // 2 if padding is None else padding,
+        conv_general_dilated=conv_general_dilated,
         feature_group_count=groups,
         use_bias=use_bias,
         bias_init=bias_init,
@@ -44,7 +47,44 @@ def conv2d(
     )
 
 
-CONVS = {"conv2d": conv2d}
+def biased_conv2d(
+    features: int,
+    kernel: int,
+    stride: int = 1,
+    groups: int = 1,
+    use_bias: bool = False,
+    *,
+    name: str,
+    biases: tuple[str, ...] = ("conv1", "conv2", "conv3", "downsample_conv"),
+    **settings,
+) -> nn.Conv:
+    """`conv2d`, with a bias in the layers whose names are in `biases`."""
+    return conv2d(features, kernel, stride, groups, use_bias or name in biases, name=name, **settings)
+
+
+def standardized_conv2d(
+    *args, standardize_by: str = "variance", standardize_epsilon: float = 1e-8, **settings
+) -> nn.Conv:
+    """`conv2d`, its kernel standardised: mean 0 and variance 1 for each output (Qiao et al. 2019, arXiv:1903.10520).
+
+    The small number is added to the variance (timm, BiT) or, with `standardize_by="deviation"`, to the standard
+    deviation (`models/bit.py` of big_vision).
+    """
+
+    def convolve(x, kernel, *geometry, **dimensions):
+        weights = kernel.astype(jnp.float32)
+        centered = weights - weights.mean((0, 1, 2), keepdims=True)
+        variance = jnp.mean(centered**2, (0, 1, 2), keepdims=True)
+        if standardize_by == "variance":
+            weights = centered * jax.lax.rsqrt(variance + standardize_epsilon)
+        else:
+            weights = centered / (jnp.sqrt(variance) + standardize_epsilon)
+        return jax.lax.conv_general_dilated(x, weights.astype(kernel.dtype), *geometry, **dimensions)
+
+    return conv2d(*args, conv_general_dilated=convolve, **settings)
+
+
+CONVS = {"conv2d": conv2d, "biased": biased_conv2d, "standardized": standardized_conv2d}
 
 
 def blur(x: jax.Array) -> jax.Array:
@@ -76,8 +116,18 @@ def blur_before_stride(conv: Callable) -> Callable:
     return blurred_conv
 
 
+def pad_as_tensorflow(conv: Callable) -> Callable:
+    """`conv`, padded by "SAME" where it strides: an image of even size by one pixel less at its top and left."""
+
+    def padded_conv(features: int, kernel: int, stride: int = 1, *args, **settings):
+        padding = {"padding": "SAME"} if stride > 1 else {}
+        return conv(features, kernel, stride, *args, **padding, **settings)
+
+    return padded_conv
+
+
 # For the convolutions of blocks. A stem's stays as it is: ffcv blurs no input of fewer than 16 channels.
-DOWNSAMPLES = {"stride": stride_in_conv, "blur": blur_before_stride}
+DOWNSAMPLES = {"stride": stride_in_conv, "blur": blur_before_stride, "same": pad_as_tensorflow}
 
 
 class Pool(nn.Module):

@@ -22,8 +22,18 @@ from resnet_jax.models.blocks import (
 )
 from resnet_jax.models.conv import Pool, conv2d, stride_in_conv
 from resnet_jax.models.norm import announced, batch_norm
-from resnet_jax.models.shortcuts import SHORTCUTS, no_shortcut
-from resnet_jax.models.stems import IMAGENET_STEM, Stem, check_images, warn_if_stem_disagrees
+from resnet_jax.models.shortcuts import no_shortcut
+from resnet_jax.models.stems import Stem, check_images, warn_if_stem_disagrees
+
+
+def stride_in_first_block(stage: int, blocks: int, stages: int) -> tuple[int, ...]:
+    """Strides of the blocks of a stage (from 1): every stage after the first begins by halving the image."""
+    return (2 if stage > 1 else 1, *[1] * (blocks - 1))
+
+
+def stride_in_last_block(stage: int, blocks: int, stages: int) -> tuple[int, ...]:
+    """Strides of the blocks of a stage (from 1): every stage before the last ends by halving the image (TF-slim)."""
+    return (*[1] * (blocks - 1), 2 if stage < stages else 1)
 
 
 class ResNet(nn.Module):
@@ -31,17 +41,18 @@ class ResNet(nn.Module):
 
     Attributes:
       num_classes: size of the logits.
-      stage_sizes: blocks per stage; every stage after the first halves the image and doubles the width.
+      stage_sizes: blocks per stage; every stage after the first doubles the width.
       block: class of blocks, a subclass of `Block` (or a partial one).
       first_block: class of the very first block, where it is another.
       last_activation: `no_activation`, or `norm_and_relu` after the last block of pre-activation nets.
       stem: one of the values of `STEMS`, or another `Stem`.
       shortcut: one of the functions in `SHORTCUTS`.
       width: channels of the stem and the (inner) width of the first stage.
+      strides: `stride_in_first_block` or `stride_in_last_block`.
       conv: one of the functions in `CONVS`, which make all convolutions.
       norm: one of the functions in `NORMS`.
       downsample: one of the functions in `DOWNSAMPLES`, for the convolutions of the blocks.
-      gate: function of the end of each branch (see `models.blocks`), or None.
+      gate: one of the functions in `GATES`, of the end of each branch, or None.
       groups: number of groups in the 3x3 convolutions of bottlenecks; ResNeXt-50 32x4d has 32 and `base_width` 4.
       base_width: channels of each group of a bottleneck in the first stage of a net of width 64.
       stochastic_depth: the probability that training drops the branch of the last block; see `drop_rates`.
@@ -58,6 +69,7 @@ class ResNet(nn.Module):
     width: int = 64
     first_block: Callable[..., nn.Module] | None = None
     last_activation: Callable = no_activation
+    strides: Callable = stride_in_first_block
     conv: Callable = conv2d
     norm: Callable = batch_norm
     downsample: Callable = stride_in_conv
@@ -132,10 +144,11 @@ class ResNet(nn.Module):
         block = self.first_block or self.block
         drop_rates = iter(self.drop_rates)
         for stage, names in enumerate(self.stages, start=1):
-            for index, name in enumerate(names):
+            strides = self.strides(stage, len(names), len(self.stages))
+            for name, stride in zip(names, strides, strict=True):
                 layer = block(
                     width=self.width * 2 ** (stage - 1),
-                    stride=2 if stage > 1 and index == 0 else 1,
+                    stride=stride,
                     shortcut=self.shortcut,
                     conv=self.downsample(conv),
                     norm=norm,
@@ -160,43 +173,11 @@ class ResNet(nn.Module):
 
 V1_BASIC = {"block": BasicBlock}
 V1_BOTTLENECK = {"block": BottleneckBlock}
-V2_BASIC = {
-    "block": PreActBasicBlock,
-    "first_block": functools.partial(PreActBasicBlock, preactivation=no_activation),
-    "last_activation": norm_and_relu,
-}
-V2_BOTTLENECK = {
-    "block": PreActBottleneckBlock,
-    "first_block": functools.partial(PreActBottleneckBlock, preactivation=no_activation),
-    "last_activation": norm_and_relu,
-}
-
-
-def _imagenet_net(stage_sizes, blocks, shortcut=SHORTCUTS["B"]):
-    return functools.partial(ResNet, stage_sizes=stage_sizes, stem=IMAGENET_STEM, shortcut=shortcut, width=64, **blocks)
-
-
-# Table 1 of the paper; 200 from He et al. 2016 (arXiv:1603.05027). Basic blocks have no 1x1 convolution that could
-# take the stride: resnet18_v1 and resnet34_v1 are resnet18 and resnet34.
-IMAGENET_MODELS = {
-    "resnet18": _imagenet_net((2, 2, 2, 2), V1_BASIC),
-    "resnet34": _imagenet_net((3, 4, 6, 3), V1_BASIC),
-    "resnet50": _imagenet_net((3, 4, 6, 3), V1_BOTTLENECK),
-    "resnet101": _imagenet_net((3, 4, 23, 3), V1_BOTTLENECK),
-    "resnet152": _imagenet_net((3, 8, 36, 3), V1_BOTTLENECK),
-    "resnet200": _imagenet_net((3, 24, 36, 3), V1_BOTTLENECK),
-    "resnet18_v1": _imagenet_net((2, 2, 2, 2), V1_BASIC),
-    "resnet34_v1": _imagenet_net((3, 4, 6, 3), V1_BASIC),
-    "resnet50_v1": _imagenet_net((3, 4, 6, 3), {"block": BottleneckBlockV1}),
-    "resnet101_v1": _imagenet_net((3, 4, 23, 3), {"block": BottleneckBlockV1}),
-    "resnet152_v1": _imagenet_net((3, 8, 36, 3), {"block": BottleneckBlockV1}),
-    "resnet200_v1": _imagenet_net((3, 24, 36, 3), {"block": BottleneckBlockV1}),
-    "preact_resnet18": _imagenet_net((2, 2, 2, 2), V2_BASIC),
-    "preact_resnet34": _imagenet_net((3, 4, 6, 3), V2_BASIC),
-    "preact_resnet50": _imagenet_net((3, 4, 6, 3), V2_BOTTLENECK),
-    "preact_resnet101": _imagenet_net((3, 4, 23, 3), V2_BOTTLENECK),
-    "preact_resnet152": _imagenet_net((3, 8, 36, 3), V2_BOTTLENECK),
-    "preact_resnet200": _imagenet_net((3, 24, 36, 3), V2_BOTTLENECK),
-    "plain18": _imagenet_net((2, 2, 2, 2), V1_BASIC, no_shortcut),
-    "plain34": _imagenet_net((3, 4, 6, 3), V1_BASIC, no_shortcut),
+V1_BOTTLENECK_STRIDE_FIRST = {"block": BottleneckBlockV1}
+# Of Wide ResNets, timm, BiT and Keras: every block begins with a norm, since there is none in the stem.
+V2_BASIC_ALL = {"block": PreActBasicBlock, "last_activation": norm_and_relu}
+V2_BOTTLENECK_ALL = {"block": PreActBottleneckBlock, "last_activation": norm_and_relu}
+V2_BASIC = V2_BASIC_ALL | {"first_block": functools.partial(PreActBasicBlock, preactivation=no_activation)}
+V2_BOTTLENECK = V2_BOTTLENECK_ALL | {
+    "first_block": functools.partial(PreActBottleneckBlock, preactivation=no_activation)
 }

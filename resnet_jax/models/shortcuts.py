@@ -5,9 +5,13 @@ both addends have the shape and dtype of `branch`. `conv(features, kernel, strid
 layers. Options A, B, C: He et al. 2015, section 3.3.
 """
 
+import functools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+
+from resnet_jax.models.conv import Pool
 
 
 def no_shortcut(x, branch, *, stride, conv, norm):
@@ -35,6 +39,30 @@ def projection_where_shapes_differ_shortcut(x, branch, *, stride, conv, norm):
     """Option B: identity; a projection where shapes differ."""
     if stride == 1 and x.shape == branch.shape:
         return x, branch
+    return projection_shortcut(x, branch, stride=stride, conv=conv, norm=norm)
+
+
+def projection_of_averages_shortcut(x, branch, *, stride, conv, norm):
+    """Option B without its loss of pixels: where it strides, a mean over stride x stride pixels, then the projection.
+
+    ResNet-D (He et al. 2019, arXiv:1812.01187, Figure 2c). Windows that reach over the edge average what they have.
+    """
+    if stride == 1:
+        return projection_where_shapes_differ_shortcut(x, branch, stride=1, conv=conv, norm=norm)
+    average = functools.partial(
+        nn.avg_pool,
+        window_shape=(stride, stride),
+        strides=(stride, stride),
+        padding=[(0, -pixels % stride) for pixels in x.shape[1:3]],
+        count_include_pad=False,
+    )
+    return projection_shortcut(Pool(average, name="downsample_pool")(x), branch, stride=1, conv=conv, norm=norm)
+
+
+def projection_where_channels_differ_shortcut(x, branch, *, stride, conv, norm):
+    """Option B of TF-slim and Keras: where only the size differs, every `stride`-th pixel and no projection."""
+    if x.shape[-1] == branch.shape[-1]:
+        return x[:, ::stride, ::stride, :], branch
     return projection_shortcut(x, branch, stride=stride, conv=conv, norm=norm)
 
 
@@ -73,6 +101,8 @@ SHORTCUTS = {
     "A": zero_pad_shortcut,
     "B": projection_where_shapes_differ_shortcut,
     "C": projection_shortcut,
+    "D": projection_of_averages_shortcut,
+    "B_slim": projection_where_channels_differ_shortcut,
     "highway": highway_shortcut,
     "skipinit": skipinit_shortcut,
 }

@@ -27,12 +27,35 @@ class Stem:
     stride: int
 
 
-def imagenet_layers(images, width, *, conv, norm):
-    """7x7 convolution with stride 2, norm, ReLU and a 3x3 max-pooling with stride 2 (He et al. 2015, Table 1)."""
-    x = conv(width, 7, 2, name="conv1")(images)
-    x = nn.relu(norm(name="bn1")(x))
-    max_pool = functools.partial(nn.max_pool, window_shape=(3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
+def _max_pool(x: jax.Array, padding: str = "border") -> jax.Array:
+    """3x3 max-pooling with stride 2. The border of one pixel is never the maximum ("border"), or it is zero ("zero",
+    BiT and Keras); or images of even size have one at the bottom and right alone ("same", TensorFlow)."""
+    if padding == "zero":
+        x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
+    paddings = {"border": ((1, 1), (1, 1)), "zero": "VALID", "same": "SAME"}
+    max_pool = functools.partial(nn.max_pool, window_shape=(3, 3), strides=(2, 2), padding=paddings[padding])
     return Pool(max_pool, name="max_pool")(x)
+
+
+def imagenet_layers(images, width, *, conv, norm, conv_padding="border", pool_padding="border"):
+    """7x7 convolution with stride 2, norm, ReLU and a 3x3 max-pooling with stride 2 (He et al. 2015, Table 1)."""
+    padding = {"padding": "SAME"} if conv_padding == "same" else {}
+    x = conv(width, 7, 2, name="conv1", **padding)(images)
+    return _max_pool(nn.relu(norm(name="bn1")(x)), pool_padding)
+
+
+def bare_imagenet_layers(images, width, *, conv, norm, pool_padding="border", use_bias=False):
+    """7x7 convolution and max-pooling alone, for pre-activation nets whose first block begins with a norm."""
+    return _max_pool(conv(width, 7, 2, use_bias=use_bias, name="conv1")(images), pool_padding)
+
+
+def deep_layers(images, width, *, conv, norm):
+    """Three 3x3 convolutions, the first with stride 2, for the 7x7 one (ResNet-C; He et al. 2019, arXiv:1812.01187)."""
+    x = images
+    for index, (features, stride) in enumerate(((width // 2, 2), (width // 2, 1), (width, 1)), start=1):
+        x = conv(features, 3, stride, name=f"conv{index}")(x)
+        x = nn.relu(norm(name=f"bn{index}")(x))
+    return _max_pool(x)
 
 
 def small_image_layers(images, width, *, conv, norm):
@@ -41,10 +64,21 @@ def small_image_layers(images, width, *, conv, norm):
     return nn.relu(norm(name="bn1")(x))
 
 
+def bare_small_image_layers(images, width, *, conv, norm, features=16):
+    """3x3 convolution to `features` channels alone (Wide ResNets; Zagoruyko & Komodakis 2016, arXiv:1605.07146)."""
+    return conv(features, 3, name="conv1")(images)
+
+
 IMAGENET_STEM = Stem(imagenet_layers, stride=4)
 SMALL_IMAGE_STEM = Stem(small_image_layers, stride=1)
 
-STEMS = {"imagenet": IMAGENET_STEM, "small": SMALL_IMAGE_STEM}
+STEMS = {
+    "imagenet": IMAGENET_STEM,
+    "small": SMALL_IMAGE_STEM,  # resnet18 with it is known as "ResNet-18 on CIFAR"
+    "deep": Stem(deep_layers, stride=4),
+    "bare_imagenet": Stem(bare_imagenet_layers, stride=4),
+    "bare_small": Stem(bare_small_image_layers, stride=1),
+}
 
 
 def warn_if_stem_disagrees(stem: Stem, images_shape: tuple[int, ...]) -> None:

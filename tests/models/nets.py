@@ -46,4 +46,7 @@ def published_counts():
     counts["preact_resnet152"] = counts["ResNet152V2"] - biases
     # The norm after each convolution of v1 is before the next one in v2; only those of the projections are gone.
     counts["preact_resnet200"] = counts["resnet200"] - 2 * sum(channels for _, channels in blocks_and_channels)
+    for name in [name for name in IMAGENET_MODELS if name.split("_")[0] in ("keras", "flax", "big")]:
+        depth = name.split("resnet")[1]
+        counts[name] = counts[f"ResNet{depth.replace('v2', 'V2')}" if name.startswith("keras") else f"resnet{depth}"]
     return counts

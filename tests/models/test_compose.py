@@ -10,21 +10,15 @@ import numpy as np
 import pytest
 
 from resnet_jax import UserError, create_model
-from resnet_jax.models import CONVS, DOWNSAMPLES, NORMS
+from resnet_jax.models import CONVS, DOWNSAMPLES, GATES, NORMS
 from resnet_jax.models.blocks import BasicBlock
 from resnet_jax.models.profile import depth, profile, totals
 from tests.models.nets import KEY, count, params_of, published_counts, shapes_of
-from tests.models.toys import (
-    DEEP_STEM,
-    average_pool_shortcut,
-    dot_conv,
-    squeeze_and_excite,
-    standardized_conv,
-)
+from tests.models.toys import dot_conv, standardized_conv
 
 NEXT = {"groups": 32, "base_width": 4}
-DEEP = {"stem": DEEP_STEM, "shortcut": average_pool_shortcut}
-SE = {"gate": squeeze_and_excite}
+DEEP = {"stem": "deep", "shortcut": "D"}
+SE = {"gate": "se"}
 
 
 @pytest.mark.parametrize(
@@ -49,19 +43,19 @@ def test_relatives_that_are_made_of_values_have_the_published_number_of_paramete
 
 @pytest.mark.parametrize(
     ("conv", "norm", "downsample", "gate"),
-    list(itertools.product([*CONVS, standardized_conv, dot_conv], NORMS, DOWNSAMPLES, [None, squeeze_and_excite])),
+    list(itertools.product([*CONVS, dot_conv], NORMS, DOWNSAMPLES, [None, *GATES])),
 )
 def test_any_conv_goes_with_any_norm_downsampling_and_gate(conv, norm, downsample, gate):
     norm = {"name": "group", "groups": 8} if norm == "group" else norm
     overrides = {"conv": conv, "norm": norm, "downsample": downsample, "gate": gate, "stage_sizes": (1, 1)}
     for name, layers in (("resnet164", 8), ("preact_resnet110", 6)):
-        model = create_model(name, num_classes=10, shortcut=average_pool_shortcut, dtype=jnp.bfloat16, **overrides)
+        model = create_model(name, num_classes=10, shortcut="D", dtype=jnp.bfloat16, **overrides)
         variables = shapes_of(model, 32)
         found = profile(model, (32, 32, 3))
         assert totals(found)[0] == count(variables["params"])
         assert depth(found) == layers
         assert {layer.name.split("/")[-1] for layer in found if not layer.is_on_main_path} >= {"downsample_conv"} | (
-            {"squeeze", "excite"} if gate else set()
+            {"se_fc1", "se_fc2"} if gate else set()
         )
         images = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)
         apply = functools.partial(model.apply, train=False, features=True)

@@ -50,6 +50,6 @@ def test_all_strided_convolutions_of_blocks_see_a_blurred_input_and_no_parameter
     with nn.intercept_methods(record):
         blurred = shapes_of(create_model(name, num_classes=10, downsample="blur", **overrides), 64)
     convs = [event for event in events if event[1] != (1, 64, 64, 3)]  # without the stem's
-    assert [kind for kind, _ in convs[::2]] == ["blur"] * (4 if shortcut in ("B", "C", "highway") else 2)
+    assert [kind for kind, _ in convs[::2]] == ["blur"] * (4 if shortcut in ("B", "B_slim", "C", "highway") else 2)
     assert [shape for _, shape in convs[::2]] == [shape for kind, shape in convs[1::2] if kind != "blur"]
     assert blurred == shapes_of(create_model(name, num_classes=10, **overrides), 64)

@@ -21,6 +21,11 @@ NETS = {
     "resnet20_projections_blur": ("resnet20", {**SMALL, "shortcut": "C", "downsample": "blur"}),
     "resnet50_v1": ("resnet50_v1", SMALL),
     "preact_resnet18_highway": ("preact_resnet18", {**SMALL, "shortcut": "highway", "norm": "none"}),
+    "seresnet18_standardized_d": (
+        "seresnet18",
+        {**SMALL, "conv": "standardized", "shortcut": "D", "norm": {"name": "group", "groups": 4}},
+    ),
+    "keras_resnet50v2": ("keras_resnet50v2", SMALL),
     "preact_resnet50_skipinit": ("preact_resnet50", {**SMALL, "shortcut": "skipinit"}),
 }
 SHAPES_ALONE = (
@@ -32,6 +37,18 @@ SHAPES_ALONE = (
     "resnet20",
     "vgg11",
     "vgg11_bn",
+    "wide_resnet50_2",
+    "wrn_16_8",
+    "resnext50_32x4d",
+    "resnet18d",
+    "seresnet50",
+    "resnet50_gn",
+    "resnetv2_50",
+    "resnetv2_50x1_bit",
+    "keras_resnet50",
+    "keras_resnet50v2",
+    "flax_resnet50",
+    "big_vision_resnet50",
 )
 
 

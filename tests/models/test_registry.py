@@ -2,7 +2,7 @@ import types
 
 import pytest
 
-from resnet_jax import MODELS, UserError, create_model
+from resnet_jax import MODELS, UserError, create_model, list_models
 from resnet_jax.models import CIFAR_MODELS
 from resnet_jax.models.profile import profile, totals
 from tests.models.nets import PUBLISHED, count, published_counts
@@ -64,6 +64,25 @@ def test_the_counts_of_cifar_nets_follow_from_their_definition_and_round_to_the_
         assert float(f"{found:.{digits - 1}e}") == rounded[name]
 
 
+@pytest.mark.parametrize(("name", "depth", "factor"), [("wrn_16_8", 16, 8), ("wrn_28_10", 28, 10)])
+def test_the_counts_of_wide_nets_follow_from_their_definition_and_round_to_the_papers(name, depth, factor):
+    kernels, norms, channels = 3 * 3 * 3 * 16, 0, 16
+    for width in (16 * factor, 32 * factor, 64 * factor):
+        for _ in range((depth - 4) // 6):
+            kernels += 9 * channels * width + 9 * width * width + (channels * width if channels != width else 0)
+            norms += 2 * channels + 2 * width
+            channels = width
+    assert kernels + norms + 2 * channels + channels * 10 + 10 == published_counts()[name]
+    source = "Zagoruyko & Komodakis 2016, arXiv:1605.07146, Tables 4 and 5"
+    assert round(published_counts()[name], -5) == PUBLISHED["parameter_counts_rounded"][source][name]
+
+
+def test_models_are_listed_by_pattern():
+    assert list_models() == sorted(MODELS)
+    assert list_models("seresne*50*") == ["seresnet50", "seresnext50_32x4d"]
+    assert list_models("resnet999") == []
+
+
 def test_the_registry_holds_every_name_that_was_promised():
     depths = (18, 34, 50, 101, 152, 200)
     promised = {f"resnet{depth}{suffix}" for depth in depths for suffix in ("", "_v1")}
@@ -71,6 +90,13 @@ def test_the_registry_holds_every_name_that_was_promised():
     promised |= {"plain18", "plain34"} | {f"resnet{depth}" for depth in (20, 32, 44, 56, 110, 164, 1001, 1202)}
     promised |= {f"plain{depth}" for depth in (20, 32, 44, 56, 110)}
     promised |= {f"vgg{depth}{suffix}" for depth in (11, 13, 16, 19) for suffix in ("", "_bn")}
+    promised |= {"wide_resnet50_2", "wide_resnet101_2", "wrn_16_8", "wrn_28_10"}
+    promised |= {"resnext50_32x4d", "resnext101_32x8d", "resnext101_64x4d", "seresnext50_32x4d"}
+    promised |= {f"resnet{depth}d" for depth in (18, 26, 34, 50, 101, 152)} | {"resnet26", "resnet50_gn"}
+    promised |= {f"seresnet{depth}" for depth in (18, 34, 50, 101, 152)}
+    promised |= {f"resnetv2_{depth}" for depth in (18, 34, 50, 101)} | {"resnetv2_50x1_bit"}
+    promised |= {f"keras_resnet{depth}{version}" for depth in (50, 101, 152) for version in ("", "v2")}
+    promised |= {f"flax_resnet{depth}" for depth in depths} | {"big_vision_resnet50"}
     assert promised == MODELS.keys() - {"tiny"}
 
 
@@ -101,8 +127,8 @@ def test_multiply_adds_equal_the_published_ones(name, source, key):
         ("resnet20", {"downsample": "blurr"}, "did you mean 'blur'"),
         ("resnet20", {"norm": "layer"}, "model.norm.*known: batch, group, none"),
         ("rsnet50", {}, "did you mean 'resnet50'"),
-        ("resnet20", {"shortcut": "D"}, "model.shortcut.*known: none, A, B, C, highway, skipinit"),
-        ("resnet20", {"stem": "big"}, "model.stem.*known: imagenet, small"),
+        ("resnet20", {"shortcut": "E"}, "model.shortcut.*known: none, A, B, C, D, B_slim, highway, skipinit"),
+        ("resnet20", {"stem": "big"}, "model.stem.*known: imagenet, small, deep, bare_imagenet, bare_small"),
         ("resnet20", {"widht": 3}, "did you mean 'width'"),
     ],
 )

@@ -77,7 +77,7 @@ def test_settings_of_a_stem_are_those_of_its_layers(monkeypatch):
         ({"stem": len}, "model.stem: expected a key of STEMS"),
         ({"stem": {"name": "small", "width": 3}}, "model.stem: small has no setting 'width'"),
         ({"shortcut": {"name": "A", "stride": 3}}, "model.shortcut: A has no setting 'stride'"),
-        ({"gate": "squeeze"}, "model.gate: no gate is called 'squeeze'; GATES is empty; pass a function"),
+        ({"gate": "squeeze"}, "model.gate: no gate is called 'squeeze'; known: se"),
     ],
 )
 def test_unknown_names_and_settings_are_refused_with_the_known_ones(override, message):
