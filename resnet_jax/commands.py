@@ -47,6 +47,7 @@ _WIDEST = 1000  # characters
 COMMANDS = {
     "python train.py": "train, or resume a run",
     "python -m resnet_jax.evaluate RUN": "score a run, on its data or on others; write predictions",
+    "python -m resnet_jax.predict RUN IMAGE [IMAGE...]": "name what is on images, and where",
     "python -m resnet_jax.ablate": "run a study and write its report",
     "python -m resnet_jax.report RUN [RUN...]": "curves of runs in one picture; of a folder of runs a list",
     "python -m resnet_jax.summary NAME": "shapes, parameters and cost of a model, or of that of a run",
@@ -67,9 +68,9 @@ class Parser(argparse.ArgumentParser):
         return found
 
 
-def make_console(quiet: bool = False) -> Console:
-    """A console that prints text as it is, and never ends a run."""
-    console = Console(file=ForgivingFile(sys.stdout), markup=False, highlight=False, quiet=quiet)
+def make_console(quiet: bool = False, file: TextIO | None = None) -> Console:
+    """A console on a file, or else on stdout, that prints text as it is, and never ends a run."""
+    console = Console(file=ForgivingFile(file or sys.stdout), markup=False, highlight=False, quiet=quiet)
     if not (console.is_terminal or console.is_jupyter):
         console.width = _WIDTH_OF_FILES  # else tables are cut at 80 columns
     return console
@@ -96,6 +97,12 @@ class ForgivingFile:
 
     def __init__(self, file: TextIO | None):
         self._file = file
+        self._failed = False
+
+    @property
+    def failed(self) -> bool:
+        """True once something could not be written."""
+        return self._failed or getattr(self._file, "failed", False)
 
     def __getattr__(self, name: str):
         return getattr(self._file, name)
@@ -120,6 +127,7 @@ class ForgivingFile:
                 self._fall_silent()
 
     def _fall_silent(self) -> None:
+        self._failed = True
         # The file keeps what it could not write, and would try again when the process ends.
         with contextlib.suppress(OSError, ValueError):
             null = os.open(os.devnull, os.O_WRONLY)

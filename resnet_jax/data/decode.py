@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 import cv2
 import numpy as np
 import simplejpeg
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from resnet_jax.data.crops import Box
 from resnet_jax.data.files import FORMATS
@@ -47,17 +47,17 @@ def decode(encoded: bytes) -> np.ndarray:
         return _decode_by_pillow(encoded)
 
 
-def check_header(encoded: bytes) -> None:
-    """Read the size of an image and nothing more.
+def read_size(encoded: bytes) -> tuple[int, int]:
+    """Height and width of an image, from its header: nothing is decoded.
 
     Raises:
       CorruptImage: it is no image, or too large.
     """
     try:
-        _jpeg_size(encoded)
+        return _jpeg_size(encoded)
     except ValueError:
-        with _opened_by_pillow(encoded):
-            pass
+        with _opened_by_pillow(encoded) as image:
+            return image.height, image.width
 
 
 def decode_crop(encoded: bytes, choose_box: Callable[[int, int], Box], out: np.ndarray) -> None:
@@ -144,6 +144,8 @@ def _opened_by_pillow(encoded: bytes) -> Iterator[Image.Image]:
             yield image
     except CorruptImage:
         raise
+    except UnidentifiedImageError:
+        raise CorruptImage("it is no image of a known format" if encoded else "it is empty") from None
     except Exception as error:  # Pillow's decoders raise whatever they meet: OSError, SyntaxError, struct.error, ...
         raise CorruptImage(f"{type(error).__name__}: {error}") from None
 

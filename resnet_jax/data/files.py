@@ -3,7 +3,7 @@
 import os
 import pathlib
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from PIL import Image
 
@@ -26,7 +26,9 @@ def is_image(name: str) -> bool:
     return name.lower().endswith(IMAGE_SUFFIXES)
 
 
-def walk(folder: str | pathlib.Path, seen: set[tuple[int, int]]) -> Iterator[tuple[str, list[os.DirEntry]]]:
+def walk(
+    folder: str | pathlib.Path, seen: set[tuple[int, int]], on_error: Callable[[OSError], None] | None = None
+) -> Iterator[tuple[str, list[os.DirEntry]]]:
     """(path, files) of a folder and of all below it, sorted; each real folder once, though links lead to it.
 
     Files are all but folders: links that lead nowhere and pipes, too.
@@ -34,20 +36,27 @@ def walk(folder: str | pathlib.Path, seen: set[tuple[int, int]]) -> Iterator[tup
     Args:
       folder: where to begin.
       seen: device and inode of the folders that were walked before; added to.
+      on_error: called with the error of each folder that cannot be read, which is left out; None to raise it.
 
     Raises:
       OSError: a folder cannot be read.
     """
-    status = os.stat(folder)
-    if (status.st_dev, status.st_ino) in seen:
+    try:
+        status = os.stat(folder)
+        if (status.st_dev, status.st_ino) in seen:
+            return
+        seen.add((status.st_dev, status.st_ino))
+        with os.scandir(folder) as entries:
+            found = sorted((entry for entry in entries if is_data(entry.name)), key=lambda entry: entry.name)
+    except OSError as error:
+        if on_error is None:
+            raise
+        on_error(error)
         return
-    seen.add((status.st_dev, status.st_ino))
-    with os.scandir(folder) as entries:
-        found = sorted((entry for entry in entries if is_data(entry.name)), key=lambda entry: entry.name)
     yield str(folder), [entry for entry in found if not entry.is_dir()]
     for entry in found:
         if entry.is_dir():
-            yield from walk(entry.path, seen)
+            yield from walk(entry.path, seen, on_error)
 
 
 def read_bytes(path: str | pathlib.Path, offset: int = 0, size: int | None = None) -> bytes:

@@ -5,11 +5,11 @@ from collections.abc import Iterable
 import numpy as np
 
 from resnet_jax.data.corrupt import check_corrupt, warn_corrupt
-from resnet_jax.data.decode import CorruptImage, check_header, decode
+from resnet_jax.data.decode import CorruptImage, decode, read_size
 from resnet_jax.data.reader import prefetch
 from resnet_jax.progress import Watch, unwatched
 
-_CHECKS = {"headers": check_header, "full": decode}
+_CHECKS = {"headers": read_size, "full": decode}
 HOW = ("off", *_CHECKS)
 
 

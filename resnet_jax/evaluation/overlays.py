@@ -1,8 +1,10 @@
 """Pictures of class activation maps over the images that they are of."""
 
+import contextlib
 import hashlib
 import os
 import pathlib
+from collections.abc import Iterator
 
 import cv2
 import numpy as np
@@ -34,6 +36,18 @@ def overlay(view: np.ndarray, heat: np.ndarray) -> np.ndarray:
     return ((large.astype(np.uint16) + colours + 1) // 2).astype(np.uint8)
 
 
+def overlay_folder(path: str) -> pathlib.Path:
+    """The folder for overlays, made if it is not there.
+
+    Raises:
+      UserError: it cannot be made.
+    """
+    folder = pathlib.Path(path).expanduser()
+    with _writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
 def overlay_file(folder: pathlib.Path, image: str) -> pathlib.Path:
     """A file in the folder for the overlay of an image, another one for each path: NAME-DIGITS.png."""
     digest = hashlib.sha256(os.fsencode(os.path.abspath(image))).hexdigest()[:16]
@@ -46,8 +60,13 @@ def write_overlay(file: pathlib.Path, view: np.ndarray, heat: np.ndarray) -> Non
     Raises:
       UserError: the file cannot be written.
     """
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
+    with _writing(file):
         Image.fromarray(overlay(view, heat)).save(file)
+
+
+@contextlib.contextmanager
+def _writing(path: pathlib.Path) -> Iterator[None]:
+    try:
+        yield
     except OSError as error:
-        raise UserError(f"--cam: {file} cannot be written: {error.strerror or error}") from None
+        raise UserError(f"--cam: {path} cannot be written: {error.strerror or error}") from None

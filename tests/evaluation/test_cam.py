@@ -11,7 +11,7 @@ from PIL import Image
 
 from resnet_jax.errors import UserError
 from resnet_jax.evaluation.cam import activation_map, class_activation_map, grad_cam
-from resnet_jax.evaluation.overlays import overlay, overlay_file, write_overlay
+from resnet_jax.evaluation.overlays import overlay, overlay_file, overlay_folder, write_overlay
 from resnet_jax.models import create_model
 
 CLASSES = 5
@@ -141,5 +141,7 @@ def test_overlays_of_any_two_files_have_names_of_their_own_inside_the_folder(tmp
 
 def test_an_overlay_that_cannot_be_written_is_an_error(tmp_path):
     (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="--cam: .*file/x cannot be written"):
+        overlay_folder(str(tmp_path / "file" / "x"))
     with pytest.raises(UserError, match="--cam: .*file/x.png cannot be written"):
         write_overlay(tmp_path / "file" / "x.png", np.zeros((2, 2, 3), np.uint8), np.ones((1, 1)))
