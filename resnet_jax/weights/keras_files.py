@@ -14,7 +14,7 @@ from resnet_jax.errors import UserError
 from resnet_jax.weights.checks import as_numbers, check_total, reading, refuse, short
 
 _MODEL = "model_weights"  # group of the weights in a file that holds a whole model
-_LAYERS, _WEIGHTS = "layer_names", "weight_names"
+_LEGACY = ("layer_names", "layer_names0")  # attributes of the older format; the second, if it has many layers
 
 
 def read_keras(path: pathlib.Path, file_size: int) -> dict[str, np.ndarray]:
@@ -38,11 +38,10 @@ def read_keras(path: pathlib.Path, file_size: int) -> dict[str, np.ndarray]:
         for name, dataset in datasets.items():
             _check_plain(path, name, dataset, h5py)
         check_total(path, sum(dataset.nbytes for dataset in datasets.values()), file_size)
-        paths = _legacy_paths(path, group) if _names(path, group, _LAYERS) is not None else {n: n for n in datasets}
-        missing = [key for key in paths.values() if key not in datasets]
-        if missing:
-            raise refuse(path, f"the dataset {short(missing[0])}", "none")
-        return {name: _read(path, name, datasets[key]) for name, key in paths.items()}
+        paths = (
+            _legacy_paths(path, datasets) if any(name in group.attrs for name in _LEGACY) else {n: n for n in datasets}
+        )
+        return {name: as_numbers(path, name, datasets[key][()]) for name, key in paths.items()}
 
 
 def _datasets(path, root, h5py) -> Iterator[tuple[str, object]]:
@@ -78,34 +77,12 @@ def _check_plain(path, name, dataset, h5py) -> None:
         raise refuse(path, f"the content of {short(name)}", f"{dataset.id.get_storage_size():,} bytes")
 
 
-def _names(path, group, attribute: str) -> list[str] | None:
-    """The names in an attribute, which Keras cuts into parts (`layer_names0`, ...) if it is long; None without it."""
-    parts = [attribute] if attribute in group.attrs else []
-    while not parts or parts[0] != attribute:
-        if (part := f"{attribute}{len(parts)}") not in group.attrs:
-            break
-        parts.append(part)
-    if not parts:
-        return None
-    names = []
-    for part in parts:
-        stored = group.attrs.get_id(part)
-        if stored.dtype.kind != "S" and math.prod(stored.shape):  # an empty list is stored as no numbers
-            raise refuse(path, f"fixed-length strings in {part}", short(stored.dtype))
-        names += [name.decode() for name in group.attrs[part]] if math.prod(stored.shape) else []
-    return names
-
-
-def _legacy_paths(path, group) -> dict[str, str]:
-    """The path of each weight below the group, by the name that Keras stored."""
+def _legacy_paths(path, datasets) -> dict[str, str]:
+    """The path of each weight by the name that Keras stored: the path below the group of its layer."""
     paths = {}
-    for layer in _names(path, group, _LAYERS):
-        for name in _names(path, group[layer], _WEIGHTS) or []:
-            if name in paths:
-                raise refuse(path, "one weight of each name", f"{short(name)} twice")
-            paths[name] = f"{layer}/{name}"
+    for key in datasets:
+        name = key.partition("/")[2]
+        if name in paths:
+            raise refuse(path, "one weight of each name", f"{short(name)} in several layers")
+        paths[name] = key
     return paths
-
-
-def _read(path, name, dataset) -> np.ndarray:
-    return as_numbers(path, name, dataset[()])

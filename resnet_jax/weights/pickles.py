@@ -16,7 +16,7 @@ import numpy as np
 from resnet_jax.errors import UserError
 from resnet_jax.weights.checks import refuse, short
 
-_MAX_OPCODES = 2_000_000  # a state dict has about 50 for each tensor; this bounds memory at about 200 MB
+_MAX_OPCODES = 500_000  # a state dict has about 50 for each tensor; this bounds memory at about 50 MB
 
 
 class Storage(NamedTuple):

@@ -1,5 +1,6 @@
 """The reader of torch's files against torch itself, where it is installed (CI installs it)."""
 
+import argparse
 import collections
 import subprocess
 import sys
@@ -69,7 +70,6 @@ def test_a_training_checkpoint_gives_its_weights(tmp_path, zipped):
     optimizer = torch.optim.SGD(net.parameters(), 0.1, momentum=0.9)
     net(torch.ones(2, 3, 5, 5)).square().mean().backward()
     optimizer.step()
-    import argparse
 
     checkpoint = {
         "epoch": 3,
@@ -89,6 +89,15 @@ def test_protocol_4_is_read(tmp_path, zipped):
     path = tmp_path / "four.pth"
     torch.save(state, path, pickle_protocol=4, _use_new_zipfile_serialization=zipped)
     assert same(read_arrays(path).arrays, state)
+
+
+def test_a_file_without_checksums_is_read(tmp_path):
+    torch.serialization.set_crc32_options(False)
+    try:
+        path = save({"weight": torch.randn(2, 3)}, tmp_path / "plain.pth", True)
+    finally:
+        torch.serialization.set_crc32_options(True)
+    assert same(read_arrays(path).arrays, torch.load(path))
 
 
 @FORMATS
