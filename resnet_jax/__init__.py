@@ -19,6 +19,7 @@ _ON_USE = {
     "load_checkpoint": "resnet_jax.config.runs",
     "list_models": "resnet_jax.models",
     "load_data": "resnet_jax.config.runs",
+    "load_pretrained": "resnet_jax.weights.pretrained",
     "preprocessing": "resnet_jax.config.runs",
     "train": "resnet_jax.config.train",
 }

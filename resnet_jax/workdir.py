@@ -109,10 +109,15 @@ def write_json(path: pathlib.Path, value: dict) -> None:
 
 def write_text(path: pathlib.Path, text: str) -> None:
     """Write atomically, even where several processes write at once."""
+    write_bytes(path, text.encode("utf-8"))
+
+
+def write_bytes(path: pathlib.Path, content: bytes) -> None:
+    """Write atomically, even where several processes write at once."""
     temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex}.tmp")
     with naming(path):
         try:
-            temporary.write_text(text, encoding="utf-8")
+            temporary.write_bytes(content)
             os.replace(temporary, path)
         except OSError:
             with contextlib.suppress(OSError):

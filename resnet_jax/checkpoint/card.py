@@ -15,6 +15,7 @@ from resnet_jax.workdir import read_json
 
 FORMAT = 1
 FILE = "card.json"
+_ATTRIBUTE = "_card"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,8 +71,10 @@ class ModelCard:
         return card
 
     def create_model(self) -> nn.Module:
-        """The model."""
-        return create_model(**{**self.model, "dtype": jnp.dtype(self.model["dtype"])})
+        """The model; `card_of` gives its card."""
+        model = create_model(**{**self.model, "dtype": jnp.dtype(self.model["dtype"])})
+        object.__setattr__(model, _ATTRIBUTE, self)  # beside the fields of the frozen module, so its value is the same
+        return model
 
     def variable_shapes(self) -> dict:
         """Shapes and dtypes of the model's variables; nothing is computed."""
@@ -80,6 +83,21 @@ class ModelCard:
     def create_preprocessing(self) -> Preprocessing:
         """The function from images to model input."""
         return Preprocessing(**self.preprocessing, class_names=self.class_names)
+
+
+def card_of(model: nn.Module) -> ModelCard:
+    """The card of a model that came with weights.
+
+    Raises:
+      UserError: it has none, like a model from `create_model` or a `clone`.
+    """
+    card = getattr(model, _ATTRIBUTE, None)
+    if card is None:
+        raise UserError(
+            "preprocessing: expected a model from load_checkpoint or load_pretrained, found one without a card; give "
+            "the path of its checkpoint"
+        )
+    return card
 
 
 def read_card(path: pathlib.Path) -> ModelCard | None:

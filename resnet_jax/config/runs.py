@@ -1,15 +1,17 @@
 """Finished runs in scripts: the model with its weights, its preprocessing, its data."""
 
+import dataclasses
 import functools
 import json
 import pathlib
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from resnet_jax.checkpoint import ModelCard, SavedSteps, read_step, unflatten
-from resnet_jax.checkpoint.card import read_card
+from resnet_jax.checkpoint.card import card_of, read_card
 from resnet_jax.checkpoint.files import is_step, read_meta
 from resnet_jax.config.recipe import Recipe
 from resnet_jax.config.stored import read_config
@@ -20,19 +22,25 @@ from resnet_jax.data.reader import prefetch
 from resnet_jax.data.sampling import read_image
 from resnet_jax.data.splits import PHOTO_MEAN, PHOTO_STD, check_same_classes, dataset_info, load_splits
 from resnet_jax.errors import UserError
+from resnet_jax.weights.exported import SUFFIX, read_exported, read_exported_card
+from resnet_jax.weights.pretrained import read_pretrained
 from resnet_jax.workdir import absolute
 
 
-def load_checkpoint(path: str | pathlib.Path, step: str | int = "best", *, ema: bool = False) -> tuple[object, dict]:
-    """The model of a run and its weights. Needs neither its data nor its config file.
+def load_checkpoint(
+    path: str | pathlib.Path, step: str | int = "best", *, ema: bool = False, dtype: object = None
+) -> tuple[object, dict]:
+    """A trained model and its weights. Needs neither its data nor its config file.
 
     >>> model, variables = load_checkpoint("runs/digits", step="best")
     >>> logits = model.apply(variables, images, train=False)
 
     Args:
-      path: a run directory, the folder of one step in it (`checkpoints/1234`), or a copy of either.
+      path: a run directory, the folder of one step in it (`checkpoints/1234`), a copy of either, or a `.safetensors`
+        file that `python -m resnet_jax.convert` wrote.
       step: "best" on the validation split, "latest", or a number; for a run directory.
       ema: the moving average of the weights instead of the weights.
+      dtype: precision of the computation, "float32" or "bfloat16"; default: as in training. Weights are float32.
 
     Returns:
       (model, {"params", "batch_stats"}): float32 arrays on the default device.
@@ -40,13 +48,41 @@ def load_checkpoint(path: str | pathlib.Path, step: str | int = "best", *, ema: 
     Raises:
       UserError: no run, no such step, a corrupt checkpoint, no moving average.
     """
-    return load_model(path, step, ema=ema)[1:]
+    return load_model(path, step, ema=ema, dtype=dtype)[1:]
 
 
 def load_model(
-    path: str | pathlib.Path, step: str | int = "best", *, ema: bool = False
+    path: str | pathlib.Path,
+    step: str | int = "best",
+    *,
+    ema: bool = False,
+    dtype: object = None,
+    name: str | None = None,
+    **settings,
 ) -> tuple[ModelCard, object, dict]:
-    """(card, model, variables) of a checkpoint; see `load_checkpoint`."""
+    """(card, model, variables) of a checkpoint, or of weights of another library.
+
+    Args:
+      path, step, ema, dtype: see `load_checkpoint`.
+      name: model of weights of another library; then `path` is theirs.
+      **settings: for these, of `weights.pretrained.read_pretrained`.
+    """
+    if name is not None:
+        loaded = read_pretrained(name, path, dtype=dtype or jnp.float32, **settings)
+        return loaded.card, loaded.model, loaded.variables
+    card, variables = _read_exported(path, ema) if absolute(path).is_file() else _read_step(path, step, ema)
+    if dtype is not None:
+        card = dataclasses.replace(card, model={**card.model, "dtype": jnp.dtype(dtype).name})
+    return card, card.create_model(), variables
+
+
+def _read_exported(path, ema) -> tuple[ModelCard, dict]:
+    if ema:
+        raise UserError(f"ema: {path} holds one set of weights; convert the run with --ema")
+    return read_exported(absolute(path))
+
+
+def _read_step(path, step, ema) -> tuple[ModelCard, dict]:
     folder = _step_folder(path, step)
     items, meta = read_step(folder, ("model",))
     card = _card_of_step(folder, meta.card)
@@ -56,7 +92,7 @@ def load_model(
     if ema and not has_ema:
         raise UserError(f"ema: {path} kept no moving average of the weights (train.ema_decay was 0)")
     averaged = variables.pop("ema", None)
-    return card, card.create_model(), jax.tree.map(jnp.asarray, averaged if ema else variables)
+    return card, jax.tree.map(jnp.asarray, averaged if ema else variables)
 
 
 def load_weights(path: str | pathlib.Path, shapes: dict) -> tuple[dict, pathlib.Path]:
@@ -78,12 +114,12 @@ def load_card(path: str | pathlib.Path, step: str | int = "best") -> ModelCard:
     """
     path = absolute(path)
     if path.is_file():
-        return read_card(path)
+        return read_exported_card(path) if path.suffix == SUFFIX else read_card(path)
     folder = _step_folder(path, step)
     return _card_of_step(folder, read_meta(folder).card)
 
 
-def preprocessing(source: str | pathlib.Path | ModelCard) -> Preprocessing:
+def preprocessing(source: str | pathlib.Path | ModelCard | nn.Module) -> Preprocessing:
     """The function from images to a model's input; it knows the names of the classes, too.
 
     >>> preprocess = preprocessing("runs/photos")
@@ -91,8 +127,13 @@ def preprocessing(source: str | pathlib.Path | ModelCard) -> Preprocessing:
     >>> [preprocess.class_names[label] for label in logits.argmax(axis=-1)]
 
     Args:
-      source: a path as `load_checkpoint` takes it, or a card.
+      source: a path as `load_checkpoint` takes it, a model that `load_checkpoint` or `load_pretrained` gave, or a card.
+
+    Raises:
+      UserError: a path without a card, or a model from elsewhere.
     """
+    if isinstance(source, nn.Module):
+        return card_of(source).create_preprocessing()
     card = source if isinstance(source, ModelCard) else load_card(source)
     return card.create_preprocessing()
 

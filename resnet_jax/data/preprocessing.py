@@ -30,8 +30,8 @@ class Preprocessing:
       crop_fraction: share of the resized short side that the central square takes; None for images that are stored in
         one size and taken whole.
       interpolation: a key of `crops.INTERPOLATIONS`.
-      channel_order: "RGB", or "L" for grey images.
-      mean, std: of each channel, on the scale 0..1.
+      channel_order: "RGB", "BGR" (Caffe's), or "L" for grey images; views are RGB or grey, model input has this order.
+      mean, std: of each channel in that order, on the scale 0..1.
       mean_image: (size, size, channels) nested lists, subtracted instead of `mean`; or None.
       resize: side that the normalised square is resized to; None for as it is.
       class_names: one name per label, in label order.
@@ -71,7 +71,7 @@ class Preprocessing:
         rgb = image if image.shape[-1] == 3 else np.repeat(image, 3, axis=-1)
         fraction = self.crop_fraction or 1.0
         views = EVALUATION_VIEWS[view](rgb, size=self.size, crop_fraction=fraction, interpolation=self.interpolation)
-        return views if self.channel_order == "RGB" else [_grey(view) for view in views]
+        return [_grey(view) for view in views] if self.channel_order == "L" else views
 
     def center_view(self, image: np.ndarray) -> np.ndarray:
         """The central view alone; see `views`."""
@@ -83,7 +83,8 @@ class Preprocessing:
         mean, std = np.float32([[[self.mean]]]), np.float32([[[self.std]]])
         if self.mean_image is not None:
             mean, std = np.float32(self.mean_image)[None], np.float32(1)
-        return functools.partial(normalize, mean=mean, std=std, size=self.resize)
+        normalized = functools.partial(normalize, mean=mean, std=std, size=self.resize)
+        return (lambda images: normalized(images[..., ::-1])) if self.channel_order == "BGR" else normalized
 
     def __call__(self, images) -> jax.Array:
         """Model input, float32 (n, h, w, c), of one image or several.

@@ -11,7 +11,8 @@ import jax.numpy as jnp
 
 from resnet_jax.errors import UserError, did_you_mean
 from resnet_jax.models.cifar import CIFAR_MODELS
-from resnet_jax.models.conv import CONVS, DOWNSAMPLES
+from resnet_jax.models.convs import CONVS
+from resnet_jax.models.downsample import DOWNSAMPLES
 from resnet_jax.models.gates import GATES
 from resnet_jax.models.imagenet import IMAGENET_MODELS
 from resnet_jax.models.norm import NORMS

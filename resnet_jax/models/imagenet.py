@@ -3,7 +3,8 @@
 import dataclasses
 import functools
 
-from resnet_jax.models.conv import biased_conv2d, pad_as_tensorflow, standardized_conv2d
+from resnet_jax.models.convs import biased_conv2d, standardized_conv2d
+from resnet_jax.models.downsample import pad_as_tensorflow
 from resnet_jax.models.gates import GATES
 from resnet_jax.models.norm import batch_norm, group_norm
 from resnet_jax.models.resnet import (

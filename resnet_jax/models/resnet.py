@@ -20,7 +20,8 @@ from resnet_jax.models.blocks import (
     norm_and_relu,
     stochastic_depth,
 )
-from resnet_jax.models.conv import Pool, conv2d, stride_in_conv
+from resnet_jax.models.conv import Pool, conv2d
+from resnet_jax.models.downsample import stride_in_conv
 from resnet_jax.models.norm import announced, batch_norm
 from resnet_jax.models.shortcuts import no_shortcut
 from resnet_jax.models.stems import Stem, check_images, warn_if_stem_disagrees

@@ -5,7 +5,7 @@ import pytest
 
 from resnet_jax import create_model
 from resnet_jax.models import SHORTCUTS
-from resnet_jax.models.conv import blur
+from resnet_jax.models.downsample import blur
 from tests.models.nets import KEY, shapes_of
 
 
@@ -46,7 +46,7 @@ def test_all_strided_convolutions_of_blocks_see_a_blurred_input_and_no_parameter
             events.append((context.module.name, args[0].shape))
         return call(*args, **kwargs)
 
-    monkeypatch.setattr("resnet_jax.models.conv.blur", recording_blur)
+    monkeypatch.setattr("resnet_jax.models.downsample.blur", recording_blur)
     with nn.intercept_methods(record):
         blurred = shapes_of(create_model(name, num_classes=10, downsample="blur", **overrides), 64)
     convs = [event for event in events if event[1] != (1, 64, 64, 3)]  # without the stem's

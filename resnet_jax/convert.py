@@ -1,0 +1,60 @@
+"""Convert weights: python -m resnet_jax.convert SOURCE [--model NAME] --to OUT.safetensors [--check]"""
+
+import argparse
+import pathlib
+
+from resnet_jax.commands import Parser, command_line, make_console
+from resnet_jax.config.runs import load_model
+from resnet_jax.errors import UserError
+from resnet_jax.weights.exported import NAMES, SUFFIX, write_weights
+from resnet_jax.weights.pretrained import read_pretrained
+from resnet_jax.weights.screens import describe, print_check
+from resnet_jax.weights.sources import CONVENTIONS
+from resnet_jax.workdir import absolute
+
+_SOURCE = """run directory, folder of one step, our .safetensors; or with --model a file of torchvision, timm, Keras,
+BiT or Flax's ImageNet example, an Orbax folder, or hf:OWNER/NAME"""
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = Parser(prog="python -m resnet_jax.convert", description=__doc__.split(":")[0])
+    parser.add_argument("source", metavar="SOURCE", help=_SOURCE)
+    parser.add_argument("--model", metavar="NAME", help="our name of the net, for weights of another library")
+    parser.add_argument("--preprocessing", choices=CONVENTIONS, help="of another library's; default: of its own nets")
+    parser.add_argument("--step", default="best", help="of a run: best (default), latest or a number")
+    parser.add_argument("--ema", action="store_true", help="the moving average of the weights")
+    parser.add_argument("--to", metavar="OUT", help="a .safetensors file that is not there yet")
+    parser.add_argument("--names", default="ours", choices=NAMES, help="ours, with the card; torch: those of timm")
+    parser.add_argument("--check", action="store_true", help="run the other library's net on the same images")
+    return parser
+
+
+def _check(args: argparse.Namespace) -> None:
+    if not (args.to or args.check):
+        raise UserError("--to: expected a file to write, or --check, found neither")
+    if (args.check or args.preprocessing) and not args.model:
+        raise UserError("--check, --preprocessing: expected weights of another library and --model NAME, found none")
+    if args.to and (pathlib.Path(args.to).suffix != SUFFIX or absolute(args.to).exists()):
+        raise UserError(f"--to: expected the name of a new {SUFFIX} file, found {args.to}; take another name")
+
+
+def main(argv: list[str] | None = None) -> None:
+    """The command."""
+    with command_line():
+        args, console = _parser().parse_args(argv), make_console()
+        _check(args)
+        if args.model:
+            loaded = read_pretrained(args.model, args.source, preprocessing=args.preprocessing)
+            card, model, variables = loaded[:3]
+        else:
+            card, model, variables = load_model(args.source, args.step, ema=args.ema)
+        console.print(describe(args.source, card), soft_wrap=True)
+        if args.check:
+            print_check(console, loaded)
+        if args.to:
+            write_weights(absolute(args.to), card, variables, args.names)
+            console.print(f"wrote {args.to}", soft_wrap=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,47 @@
+"""CONVS, the table of convolutions: `conv2d` and its variants."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from resnet_jax.models.conv import conv2d
+
+
+def biased_conv2d(
+    features: int,
+    kernel: int,
+    stride: int = 1,
+    groups: int = 1,
+    use_bias: bool = False,
+    *,
+    name: str,
+    biases: tuple[str, ...] = ("conv1", "conv2", "conv3", "downsample_conv"),
+    **settings,
+) -> nn.Conv:
+    """`conv2d`, with a bias in the layers whose names are in `biases`."""
+    return conv2d(features, kernel, stride, groups, use_bias or name in biases, name=name, **settings)
+
+
+def standardized_conv2d(
+    *args, standardize_by: str = "variance", standardize_epsilon: float = 1e-8, **settings
+) -> nn.Conv:
+    """`conv2d`, its kernel standardised: mean 0 and variance 1 for each output (Qiao et al. 2019, arXiv:1903.10520).
+
+    The small number is added to the variance (timm, BiT) or, with `standardize_by="deviation"`, to the standard
+    deviation (`models/bit.py` of big_vision).
+    """
+
+    def convolve(x, kernel, *geometry, **dimensions):
+        weights = kernel.astype(jnp.float32)
+        centered = weights - weights.mean((0, 1, 2), keepdims=True)
+        variance = jnp.mean(centered**2, (0, 1, 2), keepdims=True)
+        if standardize_by == "variance":
+            weights = centered * jax.lax.rsqrt(variance + standardize_epsilon)
+        else:
+            weights = centered / (jnp.sqrt(variance) + standardize_epsilon)
+        return jax.lax.conv_general_dilated(x, weights.astype(kernel.dtype), *geometry, **dimensions)
+
+    return conv2d(*args, conv_general_dilated=convolve, **settings)
+
+
+CONVS = {"conv2d": conv2d, "biased": biased_conv2d, "standardized": standardized_conv2d}

@@ -1,0 +1,79 @@
+"""Our own weight files: safetensors whose header holds the model card and a digest of the arrays."""
+
+import json
+import pathlib
+from collections.abc import Mapping
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from safetensors import numpy as safetensors
+
+from resnet_jax.checkpoint.card import ModelCard
+from resnet_jax.checkpoint.files import digest
+from resnet_jax.errors import UserError
+from resnet_jax.weights.read import read_arrays
+from resnet_jax.weights.sources import table_of
+from resnet_jax.weights.trees import AS_IS, Flat, Place, flatten, to_ours, to_theirs, unflatten
+from resnet_jax.workdir import write_bytes
+
+SUFFIX = ".safetensors"
+NAMES = ("ours", "torch")
+_CARD, _DIGEST = "resnet_jax.card", "resnet_jax.digest"
+
+
+def write_weights(path: pathlib.Path, card: ModelCard, variables: Mapping, names: str = "ours") -> None:
+    """Write a model's weights as safetensors, atomically.
+
+    Args:
+      path: file to write.
+      card: model card.
+      variables: {"params", "batch_stats"}.
+      names: "ours", with the card in the header; or "torch", those of torchvision and timm, for torch's users.
+
+    Raises:
+      UserError: a layer that has no name in torch's libraries.
+    """
+    flat = flatten(jax.device_get(variables))
+    if names == "ours":
+        arrays = {name: np.asarray(array) for name, array in flat.items()}
+        metadata = {_CARD: json.dumps(card.to_json()), _DIGEST: digest(arrays)}
+    else:
+        model = card.create_model()
+        arrays, metadata = to_theirs(flat, table_of(model, flat, names).places(model, flat)), {"format": "pt"}
+    write_bytes(path, safetensors.save(arrays, metadata))
+
+
+def read_exported(path: pathlib.Path) -> tuple[ModelCard, dict]:
+    """(card, {"params", "batch_stats"}) of a file that `write_weights` wrote with our names.
+
+    Raises:
+      UserError: it is not there, corrupt, or of another library.
+    """
+    card, arrays = _read(path)
+    shapes = flatten(card.variable_shapes())
+    flat = to_ours(arrays, {name: Place(name, AS_IS) for name in shapes}, shapes, path)
+    return card, unflatten({name: jnp.asarray(array) for name, array in flat.items()})
+
+
+def read_exported_card(path: pathlib.Path) -> ModelCard:
+    """The card of such a file; see `read_exported`."""
+    return _read(path)[0]
+
+
+def _read(path: pathlib.Path) -> tuple[ModelCard, Flat]:
+    file = read_arrays(path)
+    if _CARD not in file.metadata:
+        raise UserError(
+            f"{path}: expected weights with a model card, as `python -m resnet_jax.convert` writes, found none; if "
+            "they are another library's, name the model: load_pretrained(NAME, file), or --model NAME"
+        )
+    try:
+        card = ModelCard.from_json(json.loads(file.metadata[_CARD]), path)
+    except ValueError as error:
+        if isinstance(error, UserError):
+            raise
+        raise UserError(f"{path}: expected a model card in its header, found none that is JSON; get it again") from None
+    if digest(file.arrays) != file.metadata.get(_DIGEST):
+        raise UserError(f"{path}: expected arrays with the digest in its header, found others: corrupt; get it again")
+    return card, file.arrays

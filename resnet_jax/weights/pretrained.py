@@ -1,0 +1,168 @@
+"""Models with the weights of another library."""
+
+import pathlib
+import sys
+from typing import NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from resnet_jax.checkpoint.card import ModelCard, variable_shapes
+from resnet_jax.data.imagenet import imagenet_class_names
+from resnet_jax.errors import UserError
+from resnet_jax.models import create_model
+from resnet_jax.weights.hub import HUB, download
+from resnet_jax.weights.read import read_arrays
+from resnet_jax.weights.sources import CONVENTIONS, SOURCES, check_model, convention, recognized, table_of
+from resnet_jax.weights.trees import HEAD, Flat, flatten, to_ours, unflatten
+
+HEADS = ("keep", "new")
+# Ends of the names of torchvision's files whose weights are evaluated on the centre of 232 pixels ("IMAGENET1K_V2").
+_OF_232_PIXELS = "cd907fc2 f82ba261 11ad3fa6 110c445d 173b62eb 1a0047aa d733dc28 9ba9bcbe".split()
+
+
+class Pretrained(NamedTuple):
+    """A model with the weights of another library.
+
+    Attributes:
+      card: model card.
+      model: network.
+      variables: {"params", "batch_stats"}, float32.
+      source: key in `SOURCES`.
+      path: file or folder.
+    """
+
+    card: ModelCard
+    model: nn.Module
+    variables: dict
+    source: str
+    path: pathlib.Path
+
+
+def load_pretrained(
+    name: str,
+    source: str | pathlib.Path,
+    *,
+    num_classes: int | None = None,
+    head: str = "keep",
+    preprocessing: str | None = None,
+    dtype=jnp.float32,
+    **overrides,
+) -> tuple[nn.Module, dict]:
+    """A model of ours with weights from torchvision, timm, Keras, Flax's ImageNet example or BiT.
+
+    >>> model, variables = load_pretrained("resnet50", "resnet50-11ad3fa6.pth")
+    >>> preprocess = preprocessing(model)
+    >>> logits = model.apply(variables, preprocess("cat.jpg"), train=False)
+
+    The library is recognised by the names in the file, and one line says so. Every array must find its place.
+
+    Args:
+      name: key of `MODELS`.
+      source: file or Orbax folder; or "hf:OWNER/NAME", a repository of the Hugging Face Hub.
+      num_classes: size of the logits; default: that of the weights.
+      head: "keep", or "new" for a head with random weights (`num_classes` outputs).
+      preprocessing: key of `CONVENTIONS`; default: that of the library's own nets.
+      dtype: precision of the computation; weights are float32.
+      **overrides: other attributes of the model; see `create_model`.
+
+    Returns:
+      (model, {"params", "batch_stats"}): float32 arrays on the default device.
+
+    Raises:
+      UserError: a file that cannot be read or is not of a known library, or weights that are not this model's.
+    """
+    settings = {"num_classes": num_classes, "head": head, "preprocessing": preprocessing, "dtype": dtype}
+    loaded = read_pretrained(name, source, **settings, **overrides)
+    kept = "" if head == "keep" else "; its head is new, with random weights"
+    print(
+        f"{source}: weights of {SOURCES[loaded.source].title} for {name}, every array in place{kept}", file=sys.stderr
+    )
+    return loaded.model, loaded.variables
+
+
+def read_pretrained(
+    name: str,
+    source: str | pathlib.Path,
+    *,
+    num_classes: int | None = None,
+    head: str = "keep",
+    preprocessing: str | None = None,
+    dtype=jnp.float32,
+    **overrides,
+) -> Pretrained:
+    """A model with the weights of another library, and its card; see `load_pretrained`."""
+    if head not in HEADS:
+        raise UserError(f"head: expected one of {', '.join(HEADS)}, found {head!r}")
+    if preprocessing is not None and preprocessing not in CONVENTIONS:
+        raise UserError(f"preprocessing: expected one of {', '.join(CONVENTIONS)}, found {preprocessing!r}")
+    path, hub_settings = download(source, name) if str(source).startswith(HUB) else (pathlib.Path(source), {})
+    arrays = read_arrays(path).arrays
+    key = recognized(arrays, path)
+    check_model(name, key, path)
+
+    model = create_model(name, num_classes=num_classes or 1, dtype=dtype, **overrides)
+    arrays = SOURCES[key].canonical(arrays, model)
+    shapes = flatten(variable_shapes(model, (224, 224, 3)))
+    table = table_of(model, shapes, key)
+    places = table.places(model, shapes)
+    shapes = _with_sizes_of_file(shapes, arrays, places)
+    found_classes = shapes[f"params/{HEAD}/bias"].shape[0]
+    if head == "keep" and num_classes not in (None, found_classes):
+        raise UserError(
+            f"num_classes: expected the {found_classes} of the weights in {path}, found {num_classes}; for a new head "
+            "with random weights say so: head='new'"
+        )
+    flat = to_ours(arrays, places, shapes, path, table.ignored)
+    classes = num_classes or found_classes
+    if head == "new":
+        flat |= new_head(flat[f"params/{HEAD}/kernel"].shape[0], classes)
+    images = {**CONVENTIONS[preprocessing or convention(name, key)], **_of_file(path), **hub_settings}
+    card = ModelCard(
+        model={"name": name, "num_classes": classes, "dtype": jnp.dtype(dtype).name, **overrides},
+        input_shape=(images["size"], images["size"], _num_channels(shapes)),
+        class_names=_class_names(classes, head),
+        preprocessing={"mean_image": None, "resize": None, **images},
+        data={"name": "imagenet2012", "validation_size": 0, "data_dir": None},
+        source={"file": str(source), "library": SOURCES[key].title},
+    )
+    variables = unflatten({name: jnp.asarray(array, jnp.float32) for name, array in flat.items()})
+    return Pretrained(card, card.create_model(), variables, key, path)
+
+
+def new_head(features: int, num_classes: int, key: jax.Array | None = None) -> Flat:
+    """Weights of a new head by path: kernel (features, num_classes) as Flax starts it, and a bias of zeros."""
+    images = jnp.zeros((1, features))
+    params = nn.Dense(num_classes).init(jax.random.key(0) if key is None else key, images)["params"]
+    return {f"params/{HEAD}/{leaf}": array for leaf, array in params.items()}
+
+
+def _with_sizes_of_file(shapes: Flat, arrays: Flat, places: dict) -> Flat:
+    """Shapes with the number of classes, and of the input's channels, that a file has."""
+    shapes = dict(shapes)
+    first = next(path for path in (f"params/{name}/kernel" for name in _FIRST) if path in shapes)
+    for path, axis in ((f"params/{HEAD}/kernel", 1), (f"params/{HEAD}/bias", 0), (first, 2)):
+        place, shape = places[path], list(shapes[path].shape)
+        if place.name in arrays and arrays[place.name].ndim >= len(shape):
+            shape[axis] = place.layout.to_ours(arrays[place.name]).shape[axis]
+        shapes[path] = jax.ShapeDtypeStruct(tuple(shape), jnp.float32)
+    return shapes
+
+
+_FIRST = ("conv1", "stage1_conv1")  # the layer that sees the image
+
+
+def _num_channels(shapes: Flat) -> int:
+    return next(shapes[path].shape[2] for path in (f"params/{name}/kernel" for name in _FIRST) if path in shapes)
+
+
+def _class_names(classes: int, head: str) -> tuple[str, ...]:
+    if classes == 1000 and head == "keep":
+        return imagenet_class_names()
+    return tuple(f"class {label}" for label in range(classes))
+
+
+def _of_file(path: pathlib.Path) -> dict:
+    """Settings of the preprocessing that are known for a released file alone, by the checksum in its name."""
+    return {"crop_fraction": 224 / 232} if path.stem.split("-")[-1] in _OF_232_PIXELS else {}

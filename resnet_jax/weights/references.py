@@ -1,0 +1,104 @@
+"""The nets of other libraries, run to be compared with ours. These libraries are imported here alone, if installed."""
+
+import importlib
+import os
+import pathlib
+import re
+from collections.abc import Callable, Mapping
+
+import numpy as np
+
+from resnet_jax.errors import UserError
+
+# From images, float32 (b, h, w, c), and their names of blocks, by ours, to outputs by ours: those of the blocks,
+# (b, h, w, c), and "logits", (b, classes).
+Reference = Callable[[np.ndarray, Mapping[str, str]], dict[str, np.ndarray]]
+
+
+def torch_reference(name: str, path: pathlib.Path, num_classes: int, channels: int) -> Reference:
+    """The net of torchvision, or else of timm, with the weights in a file, loaded by torch itself.
+
+    Raises:
+      UserError: torch, torchvision or timm is not installed, or none of them has the net.
+    """
+    torch, torchvision = _import("torch"), import_torchvision()
+    if name in torchvision.models.list_models():
+        net = torchvision.models.get_model(name, weights=None, num_classes=num_classes)
+    else:
+        timm = _import("timm")
+        if not timm.is_model(name):
+            raise UserError(f"--check: expected a net of torchvision or timm, found {name}, which neither has")
+        net = timm.create_model(name, num_classes=num_classes, in_chans=channels)
+    if path.suffix == ".safetensors":
+        state = _import("safetensors.torch").load_file(path)
+    else:
+        state = torch.load(path, weights_only=True, map_location="cpu")
+    net.load_state_dict(state)
+    net.eval()
+
+    def outputs(images, blocks):
+        found = {}
+
+        def record(name):
+            def hook(module, inputs, output):
+                found[name] = output.permute(0, 2, 3, 1).numpy() if output.ndim == 4 else output.numpy()
+
+            return hook
+
+        handles = [net.get_submodule(theirs).register_forward_hook(record(ours)) for ours, theirs in blocks.items()]
+        with torch.no_grad():
+            found["logits"] = net(torch.tensor(images).permute(0, 3, 1, 2)).numpy()
+        for handle in handles:
+            handle.remove()
+        return found
+
+    return outputs
+
+
+def keras_reference(name: str, path: pathlib.Path, num_classes: int, channels: int) -> Reference:
+    """The net of keras.applications with the weights in a file, loaded by Keras itself, on its JAX backend.
+
+    Raises:
+      UserError: Keras is not installed.
+    """
+    os.environ.setdefault("KERAS_BACKEND", "jax")
+    keras = _import("keras")
+    depth, version = re.fullmatch(r"keras_resnet(\d+)(v2)?", name).groups()
+    create = getattr(keras.applications, f"ResNet{depth}{(version or '').upper()}")
+
+    def outputs(images, blocks):
+        net = create(
+            weights=None, classes=num_classes, input_shape=(*images.shape[1:3], channels), classifier_activation=None
+        )
+        net.load_weights(path)
+        layers = {ours: net.get_layer(f"{theirs}_out").output for ours, theirs in blocks.items()}
+        found = keras.Model(net.input, {**layers, "logits": net.output})(images)
+        return {name: np.asarray(value) for name, value in found.items()}
+
+    return outputs
+
+
+REFERENCES = {"torch": torch_reference, "keras": keras_reference}  # by key of `SOURCES`
+
+
+def _import(package: str):
+    try:
+        return importlib.import_module(package)
+    except ImportError as error:
+        raise UserError(f"--check: expected the package {package.split('.')[0]}, found none ({error})") from None
+
+
+def import_torchvision():
+    """torchvision, also where its wheel lacks compiled operators; timm imports it, too."""
+    try:
+        return _import("torchvision")
+    except RuntimeError:
+        # A wheel whose compiled operators do not go with this torch; of these, its models need none but the schemas.
+        library = _import("torch").library.Library("torchvision", "DEF")
+        for operator in ("nms", "qnms"):
+            library.define(f"{operator}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+        _KEPT.append(library)  # it is undone when it is collected
+        return _import("torchvision")
+
+
+_KEPT: list = []
