@@ -9,6 +9,7 @@ import zlib
 
 import numpy as np
 import pytest
+import simplejpeg
 from PIL import Image
 
 from resnet_jax import train
@@ -143,7 +144,7 @@ def test_images_that_take_too_much_memory_are_problems(tmp_path):
     side = int(MAX_PIXELS**0.5)
     long, just = (encoded(np.zeros((1, length, 3), np.uint8), "PNG") for length in (101, 100))
     contents = {"large": huge_header(side + 1, side), "at the limit": huge_header(side, side), "long": long}
-    jpeg = with_header(encoded(), side, side + 1)
+    jpeg = simplejpeg.encode_jpeg(np.zeros((side, side + 1, 1), np.uint8), colorspace="GRAY")  # a complete one
     problems = {
         name: view.problem for name, view in views_of(tmp_path, contents | {"just": just, "JPEG": jpeg}).items()
     }
