@@ -21,9 +21,9 @@ def refuse(path: pathlib.Path, expected: str, found: str, advice: str = "") -> U
 
 
 def short(text: object) -> str:
-    """A name from a file for an error message: quoted, printable and at most 80 characters long."""
+    """Text from a file for an error message: quoted, printable and at most 120 characters long."""
     quoted = ascii(str(text)[:200])
-    return quoted if len(quoted) <= 80 else quoted[:76] + "...'"
+    return quoted if len(quoted) <= 120 else quoted[:116] + "...'"
 
 
 @contextlib.contextmanager
@@ -34,7 +34,7 @@ def reading(path: pathlib.Path, kind: str) -> Iterator[None]:
     except UserError:
         raise
     except Exception as error:  # parsers of corrupt files raise exceptions of many types
-        reason = " ".join(f"{type(error).__name__}: {error}".split())[:160]
+        reason = f"{type(error).__name__}: {short(error)}"
         raise refuse(path, kind, f"a corrupt or truncated one ({reason})", "get the file again") from error
 
 

@@ -77,6 +77,13 @@ def test_a_directory_that_lies_is_refused(tmp_path, field, value):
     refused(path)
 
 
+def test_an_entry_of_another_name_than_the_directory_says_is_refused(tmp_path):
+    path = tmp_path / "w.pth"
+    write_zip(path, tensors(ONES), CONTENT)
+    edited(path, path.read_bytes().index(b"archive/data/0"), b"another")
+    assert "expected the entry 'archive/data/0', found" in refused(path)
+
+
 @pytest.mark.filterwarnings("ignore:Duplicate name")
 def test_two_entries_of_one_name_are_refused(tmp_path):
     write_zip(tmp_path / "w.pth", tensors(ONES), CONTENT, {"archive/data/0": bytes(64)})
@@ -259,13 +266,19 @@ def cycle(file, secret):
     file.create_group("a")["b"] = file["/"]
 
 
+def one_array_a_thousand_times(file, secret):
+    file["w"] = np.zeros(10**5, np.float32)
+    for number in range(1000):
+        file[str(number)] = file["w"]
+
+
 def one_name_twice(file, secret):
     file.attrs["layer_names"] = [b"a", b"b"]
     file["a/kernel"] = file["b/kernel"] = np.ones(3)
 
 
 H5 = [external_link, external_group, external_model, soft_link, virtual, external_storage, compressed, never_written]
-H5 += [huge_chunk, strings, no_shape, fields, cycle, one_name_twice]
+H5 += [huge_chunk, strings, no_shape, fields, cycle, one_array_a_thousand_times, one_name_twice]
 
 
 @pytest.mark.parametrize("write", H5)
