@@ -19,7 +19,18 @@ from flax import serialization
 from resnet_jax.errors import UserError
 from resnet_jax.weights.read import read_arrays
 from tests.weights.bounds import refused
-from tests.weights.files import tensor, tensors, write_legacy, write_state_dict, write_zip
+from tests.weights.files import (
+    Call,
+    Global,
+    Persistent,
+    pickled,
+    tensor,
+    tensors,
+    write_legacy,
+    write_state_dict,
+    write_zip,
+    write_zip_pickle,
+)
 
 ARRAYS = {
     "conv1.weight": np.random.RandomState(0).randn(4, 3, 3, 3).astype(np.float32),
@@ -106,6 +117,19 @@ def test_a_state_dict_in_a_training_checkpoint_is_found(tmp_path, key):
     contents = {str(i): array.tobytes() for i, array in enumerate(ARRAYS.values())}
     write_zip(tmp_path / "last.pth", {"epoch": 3, key: parallel, "optimizer": {"state": {0: None}}}, contents)
     assert same(read_arrays(tmp_path / "last.pth").arrays, ARRAYS)
+
+
+def test_a_legacy_storage_may_be_a_part_of_another(tmp_path):
+    storage = Persistent(("storage", Global("torch", "FloatStorage"), "0", "cpu", 16, ("1", 4, 8)))
+    state = {"w": Call(Global("torch._utils", "_rebuild_tensor_v2"), (storage, 1, (3,), (2,), False, {}))}
+    write_legacy(tmp_path / "w.pth", state, {"0": np.arange(16, dtype=np.float32)})
+    assert read_arrays(tmp_path / "w.pth").arrays["w"].tolist() == [5, 7, 9]
+
+
+def test_names_that_python_2_wrote_are_read(tmp_path):
+    pickle = pickled(tensors(ARRAYS)).replace(b"X\x07\0\0\0fc.bias", b"U\x07fc.bias")
+    write_zip_pickle(tmp_path / "w.pth", pickle, {str(i): array.tobytes() for i, array in enumerate(ARRAYS.values())})
+    assert b"U\x07fc.bias" in (tmp_path / "w.pth").read_bytes() and same(read_arrays(tmp_path / "w.pth").arrays, ARRAYS)
 
 
 def test_averaged_weights_come_before_those_of_the_last_step(tmp_path):
