@@ -17,6 +17,7 @@ from resnet_jax.config.checks import check_config, check_devices
 from resnet_jax.config.recipe import Recipe
 from resnet_jax.config.resume import start_or_resume
 from resnet_jax.config.stored import LENGTH, changes
+from resnet_jax.config.transfer import normalized_as_weights
 from resnet_jax.data.augment import augment_batch
 from resnet_jax.data.balance import class_weights, make_order
 from resnet_jax.data.crops import VIEWS
@@ -36,6 +37,7 @@ from resnet_jax.training.parallel import DataParallel, agreed, check_same_everyw
 from resnet_jax.training.program import Program
 from resnet_jax.training.step import TrainState, create_state, make_batch_fn, make_eval_step, make_train_step
 from resnet_jax.training.tensorboard import Events
+from resnet_jax.weights.hub import HUB
 from resnet_jax.workdir import absolute, lock_workdir, read_environment, read_result, storage_errors, write_json
 
 
@@ -45,20 +47,27 @@ def resolve(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
     config = config.copy_and_resolve_references()
     if config.data.name not in DATASETS and config.data.data_dir is not None:
         config.data.data_dir = str(pathlib.Path(config.data.data_dir).expanduser().absolute())
-    if config.init_from is not None:
+    if config.init_from is not None and not config.init_from.startswith(HUB):
         config.init_from = str(absolute(config.init_from))
     return config
 
 
-def make_recipe(config: ml_collections.ConfigDict) -> Recipe:
+def make_recipe(config: ml_collections.ConfigDict, workdir: pathlib.Path = pathlib.Path()) -> Recipe:
     """The recipe of a config; of a dataset that stays on disk the metadata are read.
+
+    Args:
+      config: config of a run.
+      workdir: run directory, where the run may have begun.
 
     Raises:
       UserError: a config that cannot run, or data that are not there.
     """
     data = config.data
     settings = (data.name, data.data_dir, data.test_size, data.use_validation_split)
-    return Recipe(config, agreed(functools.partial(dataset_info, *settings), "answer of the data"))
+    info = agreed(functools.partial(dataset_info, *settings), "answer of the data")
+    if data.normalization == "weights":
+        info = normalized_as_weights(config, info, workdir)
+    return Recipe(config, info)
 
 
 def finished_result(workdir: pathlib.Path, config: ml_collections.ConfigDict) -> dict | None:

@@ -12,10 +12,11 @@ from resnet_jax.data.reader import WORKERS
 from resnet_jax.data.splits import check_dataset_name, number_of
 from resnet_jax.data.verify import HOW
 from resnet_jax.errors import UserError, did_you_mean
-from resnet_jax.models import DOWNSAMPLES, MODELS, NORMS, SHORTCUTS, STEMS, attributes_of
+from resnet_jax.models import DOWNSAMPLES, MODELS, NORMS, SHORTCUTS, STEMS, attributes_of, own_norm
 from resnet_jax.training.metrics import LOSSES
 from resnet_jax.training.optim import OPTIMIZERS, SCHEDULES
 from resnet_jax.training.parallel import WRAPPERS
+from resnet_jax.weights.pretrained import HEADS
 
 METRICS = ("accuracy", "top5", "loss")
 
@@ -25,6 +26,7 @@ _CHOICES = {
     "model.shortcut": SHORTCUTS,
     "model.stem": STEMS,
     "norm.name": NORMS,
+    "head": HEADS,
     "norm.scope": ("local", "global", "group"),
     "model.downsample": DOWNSAMPLES,
     "data.loader": ("device", "stream"),
@@ -34,7 +36,7 @@ _CHOICES = {
     "augment.policy": ("none", *POLICIES),
     "train.loss": LOSSES,
     "eval.interpolation": INTERPOLATIONS,
-    "data.normalization": ("channel", "pixel_mean"),
+    "data.normalization": ("channel", "pixel_mean", "weights"),
     "optim.name": OPTIMIZERS,
     "optim.lr_scaling": ("none", "linear"),
     "optim.weight_decay_mode": ("l2", "decoupled"),
@@ -44,8 +46,8 @@ _CHOICES = {
     "checkpoint.best_metric": (*METRICS, *(f"ema_{metric}" for metric in METRICS)),
 }
 _MAY_BE_NONE = (
-    "model.shortcut model.stem data.image_size data.num_workers eval.image_size eval.max_examples train.bce_threshold "
-    "parallel.devices train.epochs train.steps"
+    "model.shortcut model.stem norm.name norm.epsilon data.image_size data.num_workers eval.image_size "
+    "eval.max_examples train.bce_threshold parallel.devices train.epochs train.steps"
 ).split()
 
 _MAX_SIDE = 8192  # pixels
@@ -129,13 +131,28 @@ def _check_training(config: ml_collections.ConfigDict) -> None:
         )
     if config.train.bce_threshold is not None and config.train.loss != "bce":
         raise UserError(f"train.bce_threshold: expected None with train.loss={config.train.loss}, found a number")
-    if config.norm.name != "batch" and config.norm.scope != "local":
+    norm = config.norm.name or own_norm(config.model.name)["name"]
+    if norm != "batch" and config.norm.scope != "local":
         raise UserError(
-            f"norm.scope: only batch statistics are shared by devices; norm.name={config.norm.name} needs local, found "
+            f"norm.scope: only batch statistics are shared by devices; norm.name={norm} needs local, found "
             f"{config.norm.scope}"
         )
-    if config.norm.name != "batch" and "norm" not in attributes_of(config.model.name):
-        raise UserError(f"norm.name: {config.model.name} has no norms, found {config.norm.name}; leave it at batch")
+    if norm != "batch" and "norm" not in attributes_of(config.model.name):
+        raise UserError(f"norm.name: {config.model.name} has no norms, found {norm}; leave it out")
+    given = {"head": config.head != "keep", "freeze": bool(config.freeze)}
+    given["data.normalization"] = config.data.normalization == "weights"
+    for field in (field for field, on in given.items() if on and config.init_from is None):
+        raise UserError(f"{field}: expected it with init_from alone, found no weights to begin with; add init_from")
+    if not all(map(_is_factor, config.optim.lr_factors)):
+        raise UserError(
+            "optim.lr_factors: expected pairs of a regular expression and a factor, 0 or more, like "
+            f'(("^stage1", 0.1),), found {tuple(config.optim.lr_factors)}'
+        )
+
+
+def _is_factor(pair) -> bool:
+    is_pair = isinstance(pair, list | tuple) and len(pair) == 2 and isinstance(pair[0], str)
+    return is_pair and isinstance(pair[1], int | float) and math.isfinite(pair[1]) and pair[1] >= 0
 
 
 def _is_size(pair) -> bool:

@@ -10,7 +10,10 @@ from ml_collections.config_dict import FieldReference, placeholder
 def get_config() -> ml_collections.ConfigDict:
     config = ml_collections.ConfigDict()
     config.seed = 0  # of initialisation, order and augmentation
-    config.init_from = placeholder(str)  # a run, or the folder of a step, whose weights this run begins with
+    # Weights to begin with: a run, the folder of a step, a .safetensors of ours, or the file of another library
+    config.init_from = placeholder(str)
+    config.head = "keep"  # of these weights; or "new": random, for other classes
+    config.freeze = ""  # regular expression on paths like stage1_block1/conv1/kernel: these weights stay as they are
     config.dtype = "float32"  # of the computation: float32 or bfloat16; weights and statistics stay float32
     config.model = _model()
     config.norm = _norm()
@@ -40,12 +43,12 @@ def _model() -> ml_collections.ConfigDict:
 
 def _norm() -> ml_collections.ConfigDict:
     norm = ml_collections.ConfigDict()
-    norm.name = "batch"  # batch, group or none (a learned shift alone)
+    norm.name = placeholder(str)  # batch, group or none (a learned shift alone); default: the model's own
     norm.groups = 32  # of group norm; must divide every number of channels
     norm.scope = "local"  # batch statistics over one device (local), all (global) or groups of devices (group)
     norm.group_size = 1  # devices per group
     norm.momentum = 0.9  # share of the old running value kept at each step
-    norm.epsilon = 1e-5
+    norm.epsilon = placeholder(float)  # default: the model's own, 1e-5 but in nets of Keras and big_vision
     return norm
 
 
@@ -63,7 +66,8 @@ def _data() -> ml_collections.ConfigDict:
     data.balanced = False  # draw each class equally often, rare ones again and again; else each example once an epoch
     data.verify = "off"  # of the stream, at the start, all splits: read the headers of all images, or decode all (full)
     data.image_size = placeholder(int)  # resize to this square; default: as stored
-    data.normalization = "channel"  # by the data set's mean and std; or "pixel_mean": minus the mean training image
+    # By the data set's mean and std; "pixel_mean": minus the mean training image; "weights": as for those of init_from
+    data.normalization = "channel"
     data.workers = "threads"  # of the stream: threads, or processes where Python itself keeps threads waiting
     data.num_workers = placeholder(int)  # on each host; default: as many as there are CPUs
     data.max_corrupt = 0.001  # of the stream: max share of corrupt images; an epoch that has begun counts as a whole
@@ -119,6 +123,8 @@ def _optim() -> ml_collections.ConfigDict:
     optim.weight_decay = 1e-4
     optim.weight_decay_mode = "l2"  # part of the gradient (l2) or beside it (decoupled)
     optim.weight_decay_params = ".*"  # regular expression on paths like stage1_block1/conv1/kernel
+    # Pairs of a regular expression on paths and a factor of the rate, like (("^stage1", 0.1),); the first that is found
+    optim.lr_factors = ()
     optim.clip_norm = 0.0  # global norm of the gradient; 0 for none
     optim.schedule = "cosine"  # constant, step, cosine, linear, polynomial or triangular
     optim.warmup_epochs = 0.0  # length of the warmup: set epochs or steps

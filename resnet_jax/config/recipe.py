@@ -3,7 +3,7 @@
 import collections
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -17,9 +17,9 @@ from resnet_jax.data.order import steps_for_epochs
 from resnet_jax.data.preprocessing import Preprocessing
 from resnet_jax.data.splits import SPLIT_SETTINGS, number_of
 from resnet_jax.errors import UserError
-from resnet_jax.models import attributes_of, create_model
+from resnet_jax.models import attributes_of, create_model, own_norm
 from resnet_jax.models.profile import Layer, depth, profile, totals
-from resnet_jax.training.optim import make_optimizer, make_schedule
+from resnet_jax.training.optim import make_optimizer, make_schedule, path_mask
 
 
 class Recipe:
@@ -82,18 +82,19 @@ class Recipe:
         chosen = {name: model[name] for name in names if model[name]}
         if model.downsample == "stride":  # the default of all that can be told otherwise; not all can
             del chosen["downsample"]
-        norms = {
-            "batch": {"momentum": norm.momentum, "epsilon": norm.epsilon},
-            "group": {"groups": norm.groups, "epsilon": norm.epsilon},
-            "none": {},
-        }
+        own = own_norm(model.name)
+        own = own if norm.name in (None, own["name"]) else {"name": norm.name}
+        epsilon = {"epsilon": norm.epsilon or own.get("epsilon", 1e-5)}
+        norms = {"batch": {"momentum": norm.momentum} | epsilon, "group": {"groups": norm.groups} | epsilon, "none": {}}
         if "norm" in attributes_of(model.name):
-            chosen["norm"] = {"name": norm.name, **norms[norm.name]}
+            chosen["norm"] = {**own, **norms[own["name"]]}
         return {"name": model.name, "num_classes": self.info.num_classes, "dtype": self.config.dtype, **chosen}
 
     def create_model(self, **norm_settings):
         """The model, its batch norms (if any) with further settings."""
         settings = self.model_settings
+        if self.config.freeze:
+            norm_settings["frozen"] = self.config.freeze
         if norm_settings and settings.get("norm", {}).get("name") == "batch":
             settings["norm"] = {**settings["norm"], **norm_settings}
         return create_model(**{**settings, "dtype": jnp.dtype(settings["dtype"])})
@@ -245,8 +246,14 @@ class Recipe:
 
     def _make_optimizer(self):
         optim = self.config.optim
-        settings = "momentum nesterov b1 b2 weight_decay weight_decay_mode weight_decay_params clip_norm".split()
-        return make_optimizer(optim.name, self.peak_lr, self._make_schedule, **{name: optim[name] for name in settings})
+        settings = "momentum nesterov b1 b2 weight_decay weight_decay_mode weight_decay_params clip_norm lr_factors"
+        settings = {name: optim[name] for name in settings.split()}
+        return make_optimizer(optim.name, self.peak_lr, self._make_schedule, frozen=self.frozen, **settings)
+
+    @property
+    def frozen(self) -> Callable | None:
+        """A function from parameters to a tree of bools, True for those that stay; None if all are trained."""
+        return path_mask(self.config.freeze, "freeze") if self.config.freeze else None
 
     @functools.cached_property
     def _jitted_schedule(self):
@@ -260,7 +267,7 @@ class Recipe:
     def objective(self) -> dict:
         """Keyword arguments of `step.make_gradient`."""
         names = ("loss", "label_smoothing", "bce_threshold", "grad_accum_steps")
-        return {name: self.config.train[name] for name in names}
+        return {**{name: self.config.train[name] for name in names}, "frozen": self.frozen}
 
     # --- durations and cadence ---
 

@@ -8,8 +8,8 @@ from rich.console import Console
 
 from resnet_jax.checkpoint import Checkpoints, unflatten
 from resnet_jax.config.recipe import Recipe
-from resnet_jax.config.runs import load_weights
 from resnet_jax.config.stored import LENGTH, read_config
+from resnet_jax.config.transfer import initial_weights
 from resnet_jax.data.splits import check_same_data
 from resnet_jax.errors import UserError
 from resnet_jax.training.hooks import ITEMS, checkpoint_items
@@ -54,8 +54,10 @@ def start_or_resume(
 def _with_given_weights(recipe, state, console) -> TrainState:
     if recipe.config.init_from is None:
         return state
-    weights, folder = load_weights(recipe.config.init_from, recipe.variable_shapes)
-    console.print(f"beginning with the weights in {folder}", highlight=False, markup=False, soft_wrap=True)
+    weights, words = initial_weights(
+        recipe.config, recipe.variable_shapes, jax.device_get(state.params), recipe.info.class_names
+    )
+    console.print(words, highlight=False, markup=False, soft_wrap=True)
     # A copy, since the state's memory is donated and no array may be in it twice.
     ema = None if state.ema is None else jax.tree.map(jnp.copy, weights)
     return state.replace(**weights, ema=ema)

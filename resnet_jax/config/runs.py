@@ -22,7 +22,7 @@ from resnet_jax.data.reader import prefetch
 from resnet_jax.data.sampling import read_image
 from resnet_jax.data.splits import PHOTO_MEAN, PHOTO_STD, check_same_classes, dataset_info, load_splits
 from resnet_jax.errors import UserError
-from resnet_jax.weights.exported import SUFFIX, read_exported, read_exported_card
+from resnet_jax.weights.exported import SUFFIX, has_card, read_exported, read_exported_card
 from resnet_jax.weights.pretrained import read_pretrained
 from resnet_jax.workdir import absolute
 
@@ -95,15 +95,12 @@ def _read_step(path, step, ema) -> tuple[ModelCard, dict]:
     return card, jax.tree.map(jnp.asarray, averaged if ema else variables)
 
 
-def load_weights(path: str | pathlib.Path, shapes: dict) -> tuple[dict, pathlib.Path]:
-    """({"params", "batch_stats"}, folder of the step) of a checkpoint, the best, for a model of these shapes.
-
-    Raises:
-      UserError: see `load_checkpoint`; or the weights of another model, with what differs.
-    """
-    folder = _step_folder(path, "best")
-    arrays = {name: x for name, x in read_step(folder, ("model",))[0]["model"].items() if not name.startswith("ema.")}
-    return jax.tree.map(jnp.asarray, {"batch_stats": {}, **unflatten(shapes, arrays, folder)}), folder
+def is_ours(path: str | pathlib.Path) -> bool:
+    """True for a run, the folder of a step, or a file of ours; False for weights of another library."""
+    path = absolute(path)
+    if path.suffix == SUFFIX and path.is_file():
+        return has_card(path)
+    return is_step(path) or (path / "card.json").exists() or (path / "config.json").exists() or not path.exists()
 
 
 def load_card(path: str | pathlib.Path, step: str | int = "best") -> ModelCard:

@@ -10,6 +10,7 @@ from ml_collections.config_dict import placeholder
 
 from resnet_jax.config import default
 from resnet_jax.errors import UserError
+from resnet_jax.models import MODELS, own_norm
 from resnet_jax.workdir import read_json
 
 RENAMED = {
@@ -101,11 +102,21 @@ def flatten(config: Mapping) -> dict:
 
 def differences(stored: Mapping, given: Mapping) -> Iterator[tuple[str, object, object]]:
     """(key, stored value, given value) where two configs differ; "(no such key)" where one lacks it."""
-    left, right = flatten(stored), flatten(given)
+    left, right = _with_own_norm(flatten(stored)), _with_own_norm(flatten(given))
     for key in sorted({*left, *right}):
         values = left.get(key, "(no such key)"), right.get(key, "(no such key)")
         if values[0] != values[1]:
             yield key, *values
+
+
+def _with_own_norm(values: dict) -> dict:
+    """The values, with the norm that None stands for."""
+    if values.get("model.name") not in MODELS or "norm.name" not in values:
+        return values
+    own = own_norm(values["model.name"])
+    norm = values["norm.name"] or own["name"]
+    epsilon = values["norm.epsilon"] or (own.get("epsilon", 1e-5) if norm == own["name"] else 1e-5)
+    return {**values, "norm.name": norm, "norm.epsilon": epsilon}
 
 
 def with_old_defaults(workdir: pathlib.Path, config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:

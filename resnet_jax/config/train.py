@@ -84,7 +84,7 @@ def train(
     if result:
         console.print(f"This run is complete: {workdir}", highlight=False, soft_wrap=True)
     else:
-        recipe = make_recipe(config)
+        recipe = make_recipe(config, workdir)
         if advice := unseen_accelerator():
             console.print(advice, soft_wrap=True)
         with contextlib.ExitStack() as stack:
@@ -139,7 +139,8 @@ def train_together(
     use_compilation_cache()
     if len({shared_program(config) for config in configs}) > 1:
         raise UserError("train_together: expected configs that differ in seed and optim.lr alone")
-    recipes = [make_recipe(resolve(config)) for config in configs]
+    pairs = zip(configs, workdirs, strict=True)
+    recipes = [make_recipe(resolve(config), absolute(workdir)) for config, workdir in pairs]
     assembly = Assembly(recipes[0])
 
     def make_program(runs: Sequence[TrainingRun]):

@@ -49,6 +49,13 @@ def attributes_of(name: str) -> list[str]:
     return [field.name for field in dataclasses.fields(MODELS[name].func) if field.name not in ("parent", "name")]
 
 
+def own_norm(name: str) -> dict:
+    """A model's own norm, {"name": key of `NORMS`, **settings}; batch norm for models without norms."""
+    value = MODELS[name].keywords.get("norm", NORMS["batch"])
+    function, settings = (value.func, value.keywords) if isinstance(value, functools.partial) else (value, {})
+    return {"name": next(key for key, norm in NORMS.items() if norm is function), **settings}
+
+
 def create_model(name: str, *, num_classes: int, dtype=jnp.float32, **overrides) -> nn.Module:
     """A network from the registry.
 

@@ -9,7 +9,6 @@ from collections.abc import Callable
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 
 # He et al. 2015, "Delving Deep into Rectifiers", section 2.2; `fan_out` as in the released ResNets.
 he_normal_fan_out = nn.initializers.variance_scaling(2.0, "fan_out", "normal")

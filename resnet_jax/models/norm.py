@@ -4,6 +4,7 @@ Scale and shift are float32 parameters called "scale" and "bias"; the output has
 """
 
 import math
+import re
 from collections.abc import Callable
 
 import flax.linen as nn
@@ -23,13 +24,15 @@ def batch_norm(
     epsilon: float = 1e-5,
     axis_name: str | None = None,
     axis_index_groups: tuple[tuple[int, ...], ...] | None = None,
-) -> nn.BatchNorm:
+    frozen: str | None = None,
+) -> Callable[[jax.Array], jax.Array]:
     """Batch normalisation. `momentum` is the share of the old running value (torch's 0.1 is 0.9 here).
 
-    With `axis_name`, batch statistics are averaged over that device axis, or over its `axis_index_groups`.
+    With `axis_name`, batch statistics are averaged over that device axis, or over its `axis_index_groups`. Norms of
+    which scale and shift have paths in which the regular expression `frozen` occurs stay as in evaluation: their
+    running statistics stand still.
     """
-    return nn.BatchNorm(
-        use_running_average=not train,
+    layer = nn.BatchNorm(
         momentum=momentum,
         epsilon=epsilon,
         dtype=dtype,
@@ -38,6 +41,12 @@ def batch_norm(
         axis_index_groups=axis_index_groups,
         name=name,
     )
+
+    def stands_still() -> bool:
+        path = "/".join(layer.path)
+        return frozen is not None and all(re.search(frozen, f"{path}/{leaf}") for leaf in ("scale", "bias"))
+
+    return lambda x: layer(x, use_running_average=not train or stands_still())
 
 
 def group_norm(

@@ -163,6 +163,8 @@ def make_optimizer(
     weight_decay_mode: str = "l2",
     weight_decay_params: str = ".*",
     clip_norm: float = 0.0,
+    lr_factors: Sequence[tuple[str, float]] = (),
+    frozen: Callable | None = None,
 ) -> optax.GradientTransformation:
     """An optimizer that keeps its peak learning rate in its state, as `opt_state.hyperparams["peak_lr"]`.
 
@@ -180,20 +182,30 @@ def make_optimizer(
         (SGD, AdamW, Muon), or inside the trust ratio (LARS, LAMB).
       weight_decay_params: regular expression; weights whose path (`stage1_block1/conv1/kernel`) it finds decay.
       clip_norm: global norm that gradients are scaled down to first; 0 for never.
+      lr_factors: pairs of a regular expression and a factor of the learning rate, for weights whose path it finds; of
+        several, the first.
+      frozen: function from parameters to a tree of bools, True for those that stay; they have no state.
 
     Raises:
       UserError: `weight_decay_params` is no regular expression, or (on use) it occurs in no path.
     """
-    mask = path_mask(weight_decay_params)
+    mask = path_mask(weight_decay_params, "optim.weight_decay_params")
+    factors = [(path_mask(pattern, "optim.lr_factors"), factor) for pattern, factor in lr_factors]
     settings = {"momentum": momentum, "nesterov": nesterov, "b1": b1, "b2": b2, "mask": mask}
     l2 = weight_decay if weight_decay_mode == "l2" else 0.0
 
-    def with_peak(peak_lr):
+    def trained(peak_lr):
         return optax.chain(
             optax.clip_by_global_norm(clip_norm) if clip_norm else optax.identity(),
             optax.add_decayed_weights(l2, mask) if l2 else optax.identity(),
             OPTIMIZERS[name](schedule(peak_lr), decay=weight_decay - l2, **settings),
+            _scale_by_factors(factors) if factors else optax.identity(),
         )
+
+    def with_peak(peak_lr):
+        if frozen is None:
+            return trained(peak_lr)
+        return optax.partition({False: trained(peak_lr), True: _stay()}, frozen)
 
     return optax.inject_hyperparams(with_peak)(peak_lr=peak_lr)
 
@@ -203,8 +215,29 @@ def is_kernel(params):
     return jax.tree.map(lambda p: jnp.ndim(p) > 1, params)
 
 
-def path_mask(pattern: str) -> Callable:
+def _scale_by_factors(factors: Sequence[tuple[Callable, float]]) -> optax.GradientTransformation:
+    def scale(updates, params):
+        masks = [mask(updates) for mask, _ in factors]
+
+        def scaled(update, *found):
+            return update * next((factor for (_, factor), hit in zip(factors, found, strict=True) if hit), 1.0)
+
+        return jax.tree.map(scaled, updates, *masks)
+
+    return optax.stateless(scale)
+
+
+def _stay() -> optax.GradientTransformation:
+    # Minus zero, as minus zero plus zero would lose its sign.
+    return optax.stateless(lambda updates, params: jax.tree.map(lambda u: jnp.full_like(u, -0.0), updates))
+
+
+def path_mask(pattern: str, field: str) -> Callable:
     """A function from parameters to a tree of bools: does `pattern` occur in the parameter's path?
+
+    Args:
+      pattern: regular expression.
+      field: config key that it comes from, for errors.
 
     Raises:
       UserError: it is no regular expression, or (on use) it occurs in no path.
@@ -212,9 +245,7 @@ def path_mask(pattern: str) -> Callable:
     try:
         re.compile(pattern)
     except re.error as error:
-        raise UserError(
-            f"optim.weight_decay_params: expected a regular expression, found {pattern!r}: {error}"
-        ) from None
+        raise UserError(f"{field}: expected a regular expression, found {pattern!r}: {error}") from None
 
     def mask(params):
         found = jax.tree_util.tree_map_with_path(
@@ -222,7 +253,7 @@ def path_mask(pattern: str) -> Callable:
             params,
         )
         if not any(jax.tree.leaves(found)):
-            raise UserError(f"optim.weight_decay_params: {pattern!r} occurs in no parameter's path; try 'kernel$'")
+            raise UserError(f"{field}: {pattern!r} occurs in no parameter's path; try 'kernel$'")
         return found
 
     return mask

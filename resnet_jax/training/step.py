@@ -151,6 +151,7 @@ def make_gradient(
     bce_threshold: float | None = None,
     grad_accum_steps: int = 1,
     class_weights: Sequence[float] | None = None,
+    frozen: Callable | None = None,
 ) -> Callable:
     """A function `(params, batch_stats, batch, key) -> (grads, (batch_stats, sums))` of the mean loss of a batch.
 
@@ -163,6 +164,7 @@ def make_gradient(
       grad_accum_steps: number of microbatches, worked through one after another, whose gradients are averaged: the
         memory of one, the update of all. Batch statistics are those of a microbatch.
       class_weights: factor of the loss of each class; of mixed images, by their shares. None is 1 for all.
+      frozen: function from parameters to a tree of bools, True for those whose gradient is zero, without its cost.
 
     Raises:
       UserError: a threshold for another loss.
@@ -171,12 +173,9 @@ def make_gradient(
         raise UserError(f"bce_threshold: expected None with loss={loss!r}, found {bce_threshold}; try loss='bce'")
 
     def loss_and_sums(params, batch_stats, images, targets, key):
-        variables = {"params": params, "batch_stats": batch_stats}
+        variables = {"params": _held(params, frozen), "batch_stats": batch_stats}
         logits, updated = model.apply(variables, images, train=True, mutable=["batch_stats"], rngs={"dropout": key})
-        loss_targets = optax.smooth_labels(targets, label_smoothing)
-        if bce_threshold is not None:
-            loss_targets = (loss_targets > bce_threshold).astype(jnp.float32)
-        losses = LOSSES[loss](logits.astype(jnp.float32), loss_targets)
+        losses = LOSSES[loss](logits.astype(jnp.float32), _loss_targets(targets, label_smoothing, bce_threshold))
         if class_weights is not None:
             losses *= targets @ jnp.asarray(class_weights, jnp.float32)
         sums = training_sums(logits, targets, losses)
@@ -203,6 +202,17 @@ def make_gradient(
         return grads, (batch_stats, {**sums, "corrupt": jnp.sum(_corrupt(batch), dtype=jnp.float32)})
 
     return gradient_and_sums
+
+
+def _loss_targets(targets, label_smoothing, bce_threshold):
+    smoothed = optax.smooth_labels(targets, label_smoothing)
+    return smoothed if bce_threshold is None else (smoothed > bce_threshold).astype(jnp.float32)
+
+
+def _held(params, frozen):
+    if frozen is None:
+        return params
+    return jax.tree.map(lambda p, stays: jax.lax.stop_gradient(p) if stays else p, params, frozen(params))
 
 
 def make_eval_step(

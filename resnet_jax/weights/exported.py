@@ -61,6 +61,11 @@ def read_exported_card(path: pathlib.Path) -> ModelCard:
     return _read(path)[0]
 
 
+def has_card(path: pathlib.Path) -> bool:
+    """True for a safetensors file that holds a model card."""
+    return _CARD in read_arrays(path).metadata
+
+
 def _read(path: pathlib.Path) -> tuple[ModelCard, Flat]:
     file = read_arrays(path)
     if _CARD not in file.metadata:

@@ -2,6 +2,7 @@
 
 import pathlib
 import sys
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import flax.linen as nn
@@ -11,7 +12,7 @@ import jax.numpy as jnp
 from resnet_jax.checkpoint.card import ModelCard, variable_shapes
 from resnet_jax.data.imagenet import imagenet_class_names
 from resnet_jax.errors import UserError
-from resnet_jax.models import create_model
+from resnet_jax.models import STEMS, create_model
 from resnet_jax.weights.hub import HUB, download
 from resnet_jax.weights.read import read_arrays
 from resnet_jax.weights.sources import CONVENTIONS, SOURCES, check_model, convention, recognized, table_of
@@ -104,7 +105,11 @@ def read_pretrained(
 
     model = create_model(name, num_classes=num_classes or 1, dtype=dtype, **overrides)
     arrays = SOURCES[key].canonical(arrays, model)
-    shapes = flatten(variable_shapes(model, (224, 224, 3)))
+    images = dict(CONVENTIONS[preprocessing or convention(name, key)])
+    if getattr(model, "stem", STEMS["imagenet"]).stride == 1:
+        images |= {"size": 32, "crop_fraction": None}
+    images |= {**_of_file(path), **hub_settings}
+    shapes = flatten(variable_shapes(model, (images["size"], images["size"], 3)))
     table = table_of(model, shapes, key)
     places = table.places(model, shapes)
     shapes = _with_sizes_of_file(shapes, arrays, places)
@@ -118,10 +123,9 @@ def read_pretrained(
     classes = num_classes or found_classes
     if head == "new":
         flat |= new_head(flat[f"params/{HEAD}/kernel"].shape[0], classes)
-    images = {**CONVENTIONS[preprocessing or convention(name, key)], **_of_file(path), **hub_settings}
     card = ModelCard(
         model={"name": name, "num_classes": classes, "dtype": jnp.dtype(dtype).name, **overrides},
-        input_shape=(images["size"], images["size"], _num_channels(shapes)),
+        input_shape=(images["size"], images["size"], shapes[first_kernel(shapes)].shape[2]),
         class_names=_class_names(classes, head),
         preprocessing={"mean_image": None, "resize": None, **images},
         data={"name": "imagenet2012", "validation_size": 0, "data_dir": None},
@@ -141,8 +145,7 @@ def new_head(features: int, num_classes: int, key: jax.Array | None = None) -> F
 def _with_sizes_of_file(shapes: Flat, arrays: Flat, places: dict) -> Flat:
     """Shapes with the number of classes, and of the input's channels, that a file has."""
     shapes = dict(shapes)
-    first = next(path for path in (f"params/{name}/kernel" for name in _FIRST) if path in shapes)
-    for path, axis in ((f"params/{HEAD}/kernel", 1), (f"params/{HEAD}/bias", 0), (first, 2)):
+    for path, axis in ((f"params/{HEAD}/kernel", 1), (f"params/{HEAD}/bias", 0), (first_kernel(shapes), 2)):
         place, shape = places[path], list(shapes[path].shape)
         if place.name in arrays and arrays[place.name].ndim >= len(shape):
             shape[axis] = place.layout.to_ours(arrays[place.name]).shape[axis]
@@ -150,11 +153,9 @@ def _with_sizes_of_file(shapes: Flat, arrays: Flat, places: dict) -> Flat:
     return shapes
 
 
-_FIRST = ("conv1", "stage1_conv1")  # the layer that sees the image
-
-
-def _num_channels(shapes: Flat) -> int:
-    return next(shapes[path].shape[2] for path in (f"params/{name}/kernel" for name in _FIRST) if path in shapes)
+def first_kernel(shapes: Mapping) -> str:
+    """Path of the kernel that sees the image: of ResNets, or of VGG nets."""
+    return next(path for path in ("params/conv1/kernel", "params/stage1_conv1/kernel") if path in shapes)
 
 
 def _class_names(classes: int, head: str) -> tuple[str, ...]:

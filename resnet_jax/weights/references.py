@@ -41,7 +41,8 @@ def torch_reference(name: str, path: pathlib.Path, num_classes: int, channels: i
 
         def record(name):
             def hook(module, inputs, output):
-                found[name] = output.permute(0, 2, 3, 1).numpy() if output.ndim == 4 else output.numpy()
+                output = output.numpy().copy()  # a ReLU that follows may work in place
+                found[name] = output.transpose(0, 2, 3, 1) if output.ndim == 4 else output
 
             return hook
 

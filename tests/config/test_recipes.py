@@ -82,7 +82,7 @@ def test_every_recipe_of_data_on_disk_is_trained_above():
         if config.data.loader == "stream":
             assert config.data.name in KNOWN_DATASETS
             on_disk.add(path.stem)
-    assert on_disk == {*IMAGENET, "imagenette", "folder"}
+    assert on_disk == {*IMAGENET, "imagenette", "folder", "finetune"}  # the last in test_transfer.py
 
 
 # --- what they say of others' results ---
@@ -235,7 +235,7 @@ def test_weight_decay_spares_what_the_source_spares():
     params = jax.eval_shape(lambda key, x: model.init(key, x, train=False), jax.random.key(0), images)["params"]
 
     def decayed(name):
-        return sum(jax.tree.leaves(path_mask(recipe(name).optim.weight_decay_params)(params)))
+        return sum(jax.tree.leaves(path_mask(recipe(name).optim.weight_decay_params, "")(params)))
 
     # 53 convolutions and a dense kernel; with them the dense bias; with them scale and bias of 4 norms of shortcuts
     names = "imagenet_resnet50 imagenet_a1 imagenet_large_batch imagenet_torchvision_v2 imagenet_fast imagenet_he2015"

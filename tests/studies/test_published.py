@@ -78,6 +78,10 @@ HARMLESS = set(
 # Valid values where they are no numbers; the first that differs from the recipe's is taken.
 VALUES = {
     "init_from": ("/elsewhere",),
+    "head": ("new",),
+    "freeze": ("^conv1/",),
+    "norm.epsilon": (1e-3,),
+    "optim.lr_factors": ((("^fc/", 10.0),),),
     "dtype": ("bfloat16",),
     "model.num_classes": (10,),
     "model.shortcut": ("C",),

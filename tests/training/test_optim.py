@@ -99,7 +99,7 @@ def test_only_the_chosen_weights_decay(name, mode):
 
 def test_a_pattern_that_fits_no_weight_is_refused():
     with pytest.raises(UserError, match="weight_decay_params: 'kernle' occurs in no"):
-        path_mask("kernle")(PARAMS)
+        path_mask("kernle", "optim.weight_decay_params")(PARAMS)
 
 
 def test_lars_scales_kernels_by_their_trust_ratio_and_leaves_the_rest():
