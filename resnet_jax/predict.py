@@ -13,7 +13,7 @@ animation the first frame; without transparency (the colours under it show); as 
 scaled to 8; CMYK converted. Skipped, with a line on stderr: files that are no image or end early, images of more than
 67,108,864 pixels, and images with one side more than 100 times the other.
 
-Exit status: 0, all images were predicted; {_SOME_SKIPPED}, some were skipped; 2, nothing was done.
+Exit status: 0, all were predicted; {_SOME_SKIPPED}, some were skipped; 2, refused, or the output cannot be written.
 """
 
 
