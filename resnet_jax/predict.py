@@ -23,7 +23,9 @@ def _parser() -> argparse.ArgumentParser:
     parser = Parser(
         prog="python -m resnet_jax.predict", description=description, epilog=_DETAILS, formatter_class=formatter
     )
-    parser.add_argument("checkpoint", metavar="RUN", help="run directory, folder of one step, or a copy of either")
+    source = "run directory, folder of one step, our .safetensors; or with --model weights of another library"
+    parser.add_argument("checkpoint", metavar="RUN", help=source)
+    parser.add_argument("--model", metavar="NAME", help="our name of the net, for weights of another library")
     images = (
         "an image; a folder, with its subfolders, or a quoted pattern ('photos/**/*.jpg') of images, in sorted order"
     )

@@ -13,7 +13,6 @@ import numpy as np
 from resnet_jax.checkpoint import ModelCard, SavedSteps, read_step, unflatten
 from resnet_jax.checkpoint.card import card_of, read_card
 from resnet_jax.checkpoint.files import is_step, read_meta
-from resnet_jax.config.recipe import Recipe
 from resnet_jax.config.stored import read_config
 from resnet_jax.data.corrupt import check_corrupt, warn_corrupt
 from resnet_jax.data.info import DatasetInfo
@@ -199,6 +198,8 @@ def _card_of_step(folder: pathlib.Path, stored: dict | None) -> ModelCard:
 
 def _card_from_config(workdir: pathlib.Path) -> ModelCard:
     """The card of a run of format 0, which had none. The mean image, if it is subtracted, is that of its data."""
+    from resnet_jax.config.recipe import Recipe  # on use: it brings training code, which no other run needs
+
     config = read_config(workdir)
     data = config.data
     try:

@@ -45,7 +45,7 @@ def print_classes(args: argparse.Namespace) -> int:
     if args.top < 1:
         raise UserError(f"--top: expected a number of classes, min 1, found {args.top}")
     total, longest_path = _survey(args.images)
-    card, model, variables = load_model(args.checkpoint, args.step, ema=args.ema)
+    card, model, variables = load_model(args.checkpoint, args.step, ema=args.ema, name=args.model)
     preprocessing, batch_size = card.create_preprocessing(), _batch_size(total)
     views = read_views(find_images(args.images), preprocessing, ahead=2 * batch_size)
     settings = {"batch_size": batch_size, "top": min(args.top, len(card.class_names)), "maps": args.cam is not None}

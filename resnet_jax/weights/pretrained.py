@@ -106,10 +106,11 @@ def read_pretrained(
     model = create_model(name, num_classes=num_classes or 1, dtype=dtype, **overrides)
     arrays = SOURCES[key].canonical(arrays, model)
     images = dict(CONVENTIONS[preprocessing or convention(name, key)])
+    side = 224
     if getattr(model, "stem", STEMS["imagenet"]).stride == 1:
-        images |= {"size": 32, "crop_fraction": None}
+        images |= {"size": (side := 32), "crop_fraction": None}
     images |= {**_of_file(path), **hub_settings}
-    shapes = flatten(variable_shapes(model, (images["size"], images["size"], 3)))
+    shapes = flatten(variable_shapes(model, (side, side, 3)))
     table = table_of(model, shapes, key)
     places = table.places(model, shapes)
     shapes = _with_sizes_of_file(shapes, arrays, places)

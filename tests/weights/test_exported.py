@@ -1,0 +1,117 @@
+"""Our own weight files, and `python -m resnet_jax.convert`."""
+
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import resnet_jax
+from resnet_jax import UserError, convert
+from resnet_jax.commands import make_console
+from resnet_jax.config.train import train
+from tests.runs import ROOT
+from tests.tiny import tiny_config
+
+QUIET = make_console(quiet=True)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("exported") / "run"
+    train(tiny_config(train__steps=6, train__ema_decay=0.9, parallel__devices=4), workdir, QUIET)
+    return workdir
+
+
+@pytest.fixture
+def exported(run, tmp_path):
+    convert.main([str(run), "--to", str(tmp_path / "run.safetensors")])
+    return tmp_path / "run.safetensors"
+
+
+def test_an_exported_run_is_the_run(run, exported):
+    (model, variables), (other, found) = (resnet_jax.load_checkpoint(path) for path in (run, exported))
+    images = jnp.ones((1, 8, 8, 1))
+    np.testing.assert_array_equal(*(net.apply(variables, images, train=False) for net in (model, other)))
+    jax.tree.map(np.testing.assert_array_equal, found, variables)
+    assert resnet_jax.preprocessing(exported) == resnet_jax.preprocessing(run) == resnet_jax.preprocessing(other)
+    assert resnet_jax.load_card(exported).class_names == tuple("0123456789")
+
+
+def test_averages_are_exported_on_request(run, tmp_path):
+    convert.main([str(run), "--ema", "--to", str(tmp_path / "ema.safetensors")])
+    _, expected = resnet_jax.load_checkpoint(run, ema=True)
+    jax.tree.map(np.testing.assert_array_equal, resnet_jax.load_checkpoint(tmp_path / "ema.safetensors")[1], expected)
+
+
+def test_names_of_torch_come_back_in(run, tmp_path):
+    convert.main([str(run), "--names", "torch", "--to", str(tmp_path / "torch.safetensors")])
+    _, expected = resnet_jax.load_checkpoint(run)
+    _, found = resnet_jax.load_pretrained("tiny", tmp_path / "torch.safetensors")
+    jax.tree.map(np.testing.assert_array_equal, found, expected)
+
+
+def test_bfloat16_is_that_of_the_computation(run):
+    model, variables = resnet_jax.load_checkpoint(run, dtype="bfloat16")
+    images = jnp.ones((1, 8, 8, 1))
+    _, activations = model.apply(variables, images, train=False, features=True)
+    assert activations["stage2"].dtype == jnp.bfloat16
+    assert {x.dtype for x in jax.tree.leaves(variables)} == {jnp.dtype(jnp.float32)}
+
+
+def test_a_flipped_bit_is_found(exported):
+    content = bytearray(exported.read_bytes())
+    content[-5] ^= 1
+    exported.write_bytes(content)
+    with pytest.raises(UserError, match="expected arrays with the digest in its header, found others: corrupt"):
+        resnet_jax.load_checkpoint(exported)
+
+
+def test_files_of_others_and_wrong_uses_are_refused_with_what_to_do(run, exported, tmp_path, capsys):
+    convert.main([str(run), "--names", "torch", "--to", str(tmp_path / "torch.safetensors")])
+    with pytest.raises(UserError, match="expected weights with a model card.*load_pretrained"):
+        resnet_jax.load_checkpoint(tmp_path / "torch.safetensors")
+    with pytest.raises(UserError, match="ema: .* holds one set of weights"):
+        resnet_jax.load_checkpoint(exported, ema=True)
+    with pytest.raises(UserError, match="expected a model from load_checkpoint or load_pretrained"):
+        resnet_jax.preprocessing(resnet_jax.create_model("resnet20", num_classes=10))
+    with pytest.raises(UserError, match="num_classes: expected the 10 of the weights.*head='new'"):
+        resnet_jax.load_pretrained("tiny", tmp_path / "torch.safetensors", num_classes=3)
+    with pytest.raises(UserError, match="of another shape|left over|missing"):
+        resnet_jax.load_pretrained("resnet18", tmp_path / "torch.safetensors")
+    for arguments, message in (
+        ([str(run), "--to", str(exported)], "expected the name of a new .safetensors file"),
+        ([str(run), "--to", str(tmp_path / "x.pth")], "expected the name of a new .safetensors file"),
+        ([str(run)], "expected a file to write, or --check"),
+        ([str(run), "--check"], "expected weights of another library and --model NAME"),
+        ([str(tmp_path / "torch.safetensors"), "--model", "tinny", "--to", "y.safetensors"], "did you mean 'tiny'"),
+    ):
+        with pytest.raises(SystemExit) as end:
+            convert.main(arguments)
+        error = capsys.readouterr().err
+        assert end.value.code == 2 and message in error and error.count("\n") == 1
+
+
+def test_a_new_head_has_the_classes_that_were_asked_for(run, tmp_path):
+    convert.main([str(run), "--names", "torch", "--to", str(tmp_path / "torch.safetensors")])
+    model, variables = resnet_jax.load_pretrained("tiny", tmp_path / "torch.safetensors", num_classes=3, head="new")
+    assert model.num_classes == 3 and variables["params"]["fc"]["kernel"].shape == (8, 3)
+    assert model.apply(variables, jnp.ones((1, 8, 8, 1)), train=False).shape == (1, 3)
+
+
+@pytest.mark.slow
+def test_loading_needs_no_other_framework_no_training_code_and_not_the_devices_that_wrote(run, exported):
+    code = (
+        f"import functools, sys; sys.path.insert(0, {str(ROOT)!r}); import resnet_jax, jax;"
+        "from resnet_jax.models import MODELS, SHORTCUTS, STEMS; from resnet_jax.models.resnet import V1_BASIC, ResNet;"
+        "tiny = {'stage_sizes': (1, 1), 'stem': STEMS['small'], 'shortcut': SHORTCUTS['A'], 'width': 4};"
+        "MODELS['tiny'] = functools.partial(ResNet, **tiny, **V1_BASIC);"
+        f"model, variables = resnet_jax.load_checkpoint({str(exported)!r}); print(jax.device_count());"
+        f"model, variables = resnet_jax.load_checkpoint({str(run)!r});"
+        "others = ('tensorflow', 'torch', 'keras', 'resnet_jax.training');"
+        "print([name for name in sys.modules if name.startswith(others)])"
+    )
+    process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env={"PATH": "/usr/bin"})
+    assert process.stdout.splitlines() == ["1", "[]"], process.stderr
