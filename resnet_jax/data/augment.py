@@ -19,7 +19,7 @@ def normalize(images: jax.Array, mean: jax.Array, std: jax.Array, size: int | No
     """
     images = (images.astype(jnp.float32) / 255 - mean) / std
     if size is not None and images.shape[1:3] != (size, size):
-        images = jax.image.resize(images, (len(images), size, size, images.shape[-1]), "bilinear")
+        images = jax.image.resize(images, (images.shape[0], size, size, images.shape[-1]), "bilinear")
     return images
 
 

@@ -64,7 +64,7 @@ class VGG(nn.Module):
             max_pool = functools.partial(nn.max_pool, window_shape=(2, 2), strides=(2, 2))
             x = activations[f"stage{stage}"] = Pool(max_pool, name=f"stage{stage}_pool")(x)
         x = Pool(functools.partial(adaptive_average_pool, size=7), name="pool")(x)
-        x = x.reshape(len(x), -1)
+        x = x.reshape(x.shape[0], -1)
         for name in ("fc1", "fc2"):
             x = nn.relu(_dense(4096, dtype=self.dtype, name=name)(x))
             x = nn.Dropout(0.5, deterministic=not train)(x)
