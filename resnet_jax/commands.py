@@ -49,6 +49,7 @@ COMMANDS = {
     "python -m resnet_jax.evaluate RUN": "score a run, on its data or on others; write predictions",
     "python -m resnet_jax.predict RUN IMAGE [IMAGE...]": "name what is on images, and where",
     "python -m resnet_jax.convert SOURCE --to OUT": "weights of other libraries to ours, and back",
+    "python -m resnet_jax.export RUN OUT": "a model as a StableHLO or ONNX program",
     "python -m resnet_jax.ablate": "run a study and write its report",
     "python -m resnet_jax.report RUN [RUN...]": "curves of runs in one picture; of a folder of runs a list",
     "python -m resnet_jax.summary NAME": "shapes, parameters and cost of a model, or of that of a run",

@@ -25,7 +25,7 @@ LAYERS = [
     {"training"},
     {"config"},
     {"evaluation", "studies"},
-    {"evaluate", "predict", "convert", "summary", "ablate", "report", "__main__"},
+    {"evaluate", "predict", "convert", "export", "summary", "ablate", "report", "__main__"},
 ]
 APART = [("models", "data"), ("evaluation", "studies")]  # neighbours that know nothing of each other
 DOORS = LAYERS[-1]
