@@ -2,12 +2,12 @@
 
     python -m resnet_jax.data.prepare fashion_mnist
     python train.py --config=configs/ablations/transfer.py:pretrain_fashion_mnist --workdir=runs/first_fashion_mnist
-    python -m resnet_jax.ablate --config=configs/ablations/transfer.py:digits --workdir=runs/transfer-digits
+    python -m resnet_jax.ablate --config=configs/ablations/transfer.py --workdir=runs/transfer-digits
 
 and the reverse:
 
     python train.py --config=configs/ablations/transfer.py:pretrain_digits --workdir=runs/first_digits
-    python -m resnet_jax.ablate --config=configs/ablations/transfer.py:fashion_mnist --workdir=runs/transfer-fashion_mnist
+    python -m resnet_jax.ablate --config=configs/ablations/transfer.py:fashion_mnist --workdir=runs/transfer-fashion
 
 ResNet-20 on images of 14x14 pixels. Each cell trains on the first so many examples of the training split, with random
 weights, with those of the other data set and a new head, or with these frozen and the new head alone. What is not

@@ -32,7 +32,7 @@ def test_every_study_is_valid_and_says_how_to_run_it(path):
 
 
 def test_the_promised_studies_are_there():
-    names = "digits fashion_mnist he2015_figure6 he2015_table2 he2015_table3 he2016 shortcuts batchnorm"
+    names = "digits fashion_mnist he2015_figure6 he2015_table2 he2015_table3 he2016 shortcuts batchnorm transfer"
     assert {path.stem for path in STUDIES} == set(names.split())
 
 
