@@ -26,6 +26,7 @@ def download(source: str, name: str) -> tuple[pathlib.Path, dict]:
         import huggingface_hub
     except ImportError:
         raise UserError(f"{source}: expected the package huggingface_hub; pip install huggingface_hub") from None
+    huggingface_hub.logging.set_verbosity_error()  # of no network it warns ten times
     repository, _, revision = source.removeprefix(HUB).partition("@")
     try:
         files = [
