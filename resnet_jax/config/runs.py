@@ -13,6 +13,7 @@ import numpy as np
 from resnet_jax.checkpoint import ModelCard, SavedSteps, read_step, unflatten
 from resnet_jax.checkpoint.card import card_of, read_card
 from resnet_jax.checkpoint.files import is_step, read_meta
+from resnet_jax.checkpoint.remote import local
 from resnet_jax.config.stored import read_config
 from resnet_jax.data.corrupt import check_corrupt, warn_corrupt
 from resnet_jax.data.info import DatasetInfo
@@ -36,7 +37,7 @@ def load_checkpoint(
 
     Args:
       path: a run directory, the folder of one step in it (`checkpoints/1234`), a copy of either, or a `.safetensors`
-        file that `python -m resnet_jax.convert` wrote.
+        file that `python -m resnet_jax.convert` wrote; or the URL of one of these, like gs://bucket/run.
       step: "best" on the validation split, "latest", or a number; for a run directory.
       ema: the moving average of the weights instead of the weights.
       dtype: precision of the computation, "float32" or "bfloat16"; default: as in training. Weights are float32.
@@ -69,7 +70,8 @@ def load_model(
     if name is not None:
         loaded = read_pretrained(name, path, dtype=dtype or jnp.float32, **settings)
         return loaded.card, loaded.model, loaded.variables
-    card, variables = _read_exported(path, ema) if absolute(path).is_file() else _read_step(path, step, ema)
+    with local(path, step) as here:
+        card, variables = _read_exported(here, ema) if here.is_file() else _read_step(here, step, ema)
     if dtype is not None:
         card = dataclasses.replace(card, model={**card.model, "dtype": jnp.dtype(dtype).name})
     return card, card.create_model(), variables
@@ -78,7 +80,7 @@ def load_model(
 def _read_exported(path, ema) -> tuple[ModelCard, dict]:
     if ema:
         raise UserError(f"ema: {path} holds one set of weights; convert the run with --ema")
-    return read_exported(absolute(path))
+    return read_exported(path)
 
 
 def _read_step(path, step, ema) -> tuple[ModelCard, dict]:
@@ -96,6 +98,8 @@ def _read_step(path, step, ema) -> tuple[ModelCard, dict]:
 
 def is_ours(path: str | pathlib.Path) -> bool:
     """True for a run, the folder of a step, or a file of ours; False for weights of another library."""
+    if "://" in str(path):
+        return True
     path = absolute(path)
     if path.suffix == SUFFIX and path.is_file():
         return has_card(path)
@@ -108,11 +112,11 @@ def load_card(path: str | pathlib.Path, step: str | int = "best") -> ModelCard:
     Raises:
       UserError: there is none.
     """
-    path = absolute(path)
-    if path.is_file():
-        return read_exported_card(path) if path.suffix == SUFFIX else read_card(path)
-    folder = _step_folder(path, step)
-    return _card_of_step(folder, read_meta(folder).card)
+    with local(path, step) as here:
+        if here.is_file():
+            return read_exported_card(here) if here.suffix == SUFFIX else read_card(here)
+        folder = _step_folder(here, step)
+        return _card_of_step(folder, read_meta(folder).card)
 
 
 def preprocessing(source: str | pathlib.Path | ModelCard | nn.Module) -> Preprocessing:

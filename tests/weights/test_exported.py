@@ -53,6 +53,33 @@ def test_names_of_torch_come_back_in(run, tmp_path):
     jax.tree.map(np.testing.assert_array_equal, found, expected)
 
 
+def test_runs_steps_and_files_are_loaded_from_a_url(run, exported):
+    """In the memory's file system of fsspec; buckets are another of its kind."""
+    import fsspec
+
+    memory = fsspec.filesystem("memory")
+    memory.put(str(run), "/bucket/run", recursive=True)
+    memory.put(str(exported), "/bucket/run.safetensors")
+    number = max(int(path.name) for path in (run / "checkpoints").iterdir())
+    for step in ("best", "latest"):
+        _, expected = resnet_jax.load_checkpoint(run, step)
+        _, found = resnet_jax.load_checkpoint("memory://bucket/run", step)
+        jax.tree.map(np.testing.assert_array_equal, found, expected)
+    _, found = resnet_jax.load_checkpoint(f"memory://bucket/run/checkpoints/{number}")
+    jax.tree.map(np.testing.assert_array_equal, found, expected)
+    _, expected = resnet_jax.load_checkpoint(run)
+    _, found = resnet_jax.load_checkpoint("memory://bucket/run.safetensors")
+    jax.tree.map(np.testing.assert_array_equal, found, expected)
+    assert resnet_jax.preprocessing("memory://bucket/run") == resnet_jax.preprocessing(run)
+    for url, message in (
+        ("memory://bucket/none", "expected a run, the folder of a step or a .safetensors file, found none there"),
+        ("nosuch://bucket/run", "nosuch://bucket/run: "),
+    ):
+        with pytest.raises(UserError, match=message) as error:
+            resnet_jax.load_checkpoint(url)
+        assert "\n" not in str(error.value)
+
+
 def test_bfloat16_is_that_of_the_computation(run):
     model, variables = resnet_jax.load_checkpoint(run, dtype="bfloat16")
     images = jnp.ones((1, 8, 8, 1))
