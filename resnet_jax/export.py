@@ -8,7 +8,7 @@ from resnet_jax.evaluation import exports
 
 _DETAILS = f"""
 The program takes batches of any size. The file holds the model card and sample inputs with the model's own logits, too:
-  stablehlo  a zip of a jax.export program, JSON and .npy arrays; resnet_jax.load_exported(OUT)(images) runs it, with
+  stablehlo  a zip of a jax.export program, JSON, and .npy arrays; resnet_jax.load_exported(OUT)(images) runs it, with
              JAX and without the code of the model
   onnx       card, sample_inputs and sample_logits in metadata_props: JSON, and .npy files in base64; float32 always.
              It needs the packages of requirements-export.txt and jax2onnx, which that file explains

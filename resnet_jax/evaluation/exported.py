@@ -1,4 +1,4 @@
-"""Exported programs: a zip of a `jax.export` program, the model card, sample inputs and logits, and their reader.
+"""Exported programs: a zip of a `jax.export` program, weights, the model card, samples; and their reader.
 
 The reader imports neither models nor Flax: with NumPy and JAX alone a program runs.
 """
@@ -22,7 +22,8 @@ from resnet_jax.workdir import absolute
 
 FORMAT = 1
 _KIND = "a program that `python -m resnet_jax.export` wrote"
-_PROGRAM, _ABOUT, _INPUTS, _LOGITS = "program.jaxexport", "about.json", "sample_inputs.npy", "sample_logits.npy"
+_PROGRAM, _ABOUT, _INPUTS, _LOGITS = "program.jaxexport", "about.json", "sample_inputs", "sample_logits"
+_WEIGHTS, _ARRAY = "weights/", ".npy"
 # Other calls out of a program, such as callbacks to Python, could run anything; our models have none.
 _HARMLESS_CALL = "custom_call @shape_assertion("
 
@@ -32,7 +33,9 @@ class ExportedModel:
     """A model as a compiled program, `(images) -> logits`: it needs JAX, and no model code.
 
     Attributes:
-      exported: program, and what `jax.export` knows of it: `platforms`, `in_avals`, `mlir_module()`.
+      exported: program `(weights, images)`, and what `jax.export` knows of it: `platforms`, `mlir_module()`.
+      weights: float32 arrays by name, arguments of the program: as constants in it, they would be compiled anew, in
+        many times their memory, for each size of a batch.
       card: model card, plain JSON; `ModelCard.from_json` takes it.
       sample_inputs: images (b, h, w, c) as the program takes them: uint8 views if the preprocessing is inside,
         otherwise normalised float32.
@@ -40,6 +43,7 @@ class ExportedModel:
     """
 
     exported: export.Exported
+    weights: dict[str, jax.Array]
     card: dict
     sample_inputs: np.ndarray
     sample_logits: np.ndarray
@@ -56,7 +60,7 @@ class ExportedModel:
             shape = ", ".join(map(str, expected.shape[1:]))
             raise UserError(f"images: expected {expected.dtype} (b, {shape}), found {images.dtype} {images.shape}")
         try:
-            return self._call(images)
+            return self._call(self.weights, images)
         except ValueError as error:
             if "platform" not in str(error):
                 raise
@@ -68,15 +72,23 @@ class ExportedModel:
         return jax.jit(self.exported.call)
 
 
-def pack(exported: export.Exported, card: dict, sample_inputs: np.ndarray, sample_logits: np.ndarray) -> bytes:
+def pack(
+    exported: export.Exported,
+    weights: dict[str, np.ndarray],
+    card: dict,
+    sample_inputs: np.ndarray,
+    sample_logits: np.ndarray,
+) -> bytes:
     """The content of a file for `load_exported`; see `ExportedModel`."""
+    arrays = {_INPUTS: sample_inputs, _LOGITS: sample_logits}
+    arrays |= {_WEIGHTS + name: array for name, array in weights.items()}
     file = io.BytesIO()
     with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
         archive.writestr(_ABOUT, json.dumps({"format": FORMAT, "card": card}))
         archive.writestr(_PROGRAM, bytes(exported.serialize()))
-        for name, array in ((_INPUTS, sample_inputs), (_LOGITS, sample_logits)):
-            with archive.open(name, "w") as entry:
-                np.lib.format.write_array(entry, array, allow_pickle=False)
+        for name, array in arrays.items():
+            with archive.open(name + _ARRAY, "w") as entry:
+                np.lib.format.write_array(entry, np.asarray(array), allow_pickle=False)
     return file.getvalue()
 
 
@@ -95,23 +107,39 @@ def load_exported(path: str | pathlib.Path) -> ExportedModel:
     if not path.is_file() or not path.stat().st_size:
         raise refuse(path, _KIND, "an empty file" if path.is_file() else "no file")
     with reading(path, _KIND), open_archive(path) as archive:
-        if absent := {_PROGRAM, _ABOUT, _INPUTS, _LOGITS} - archive.starts.keys():
+        if absent := {_PROGRAM, _ABOUT, _INPUTS + _ARRAY, _LOGITS + _ARRAY} - archive.starts.keys():
             raise refuse(path, _KIND, f"an archive without {', '.join(sorted(absent))}")
-        about = json.loads(archive.zip.read(_ABOUT))
-        if not isinstance(about, dict) or about.get("format") != FORMAT or not isinstance(about.get("card"), dict):
-            found = about.get("format") if isinstance(about, dict) else type(about).__name__
-            raise refuse(path, f"a program of format {FORMAT}", f"format {short(found)}", "update resnet_jax")
-        samples = {name: start for name, start in archive.starts.items() if name in (_INPUTS, _LOGITS)}
-        inputs, logits = read_npz(path, archive._replace(starts=samples)).values()
+        card = _read_card(path, archive.zip.read(_ABOUT))
+        arrays = {name: start for name, start in archive.starts.items() if name.endswith(_ARRAY)}
+        arrays = read_npz(path, archive._replace(starts=arrays))
+        inputs, logits = arrays.pop(_INPUTS), arrays.pop(_LOGITS)
+        weights = {name.removeprefix(_WEIGHTS): jax.device_put(array) for name, array in arrays.items()}
         exported = export.deserialize(bytearray(archive.zip.read(_PROGRAM)))
-        _check_program(path, exported, inputs, logits)
-    return ExportedModel(exported, about["card"], inputs, logits)
+        _check_program(path, exported, weights, inputs, logits)
+    return ExportedModel(exported, weights, card, inputs, logits)
 
 
-def _check_program(path, exported: export.Exported, inputs: np.ndarray, logits: np.ndarray) -> None:
-    for kind, avals, samples in (("input", exported.in_avals, inputs), ("output", exported.out_avals, logits)):
-        if [(aval.shape[1:], aval.dtype) for aval in avals] != [(samples.shape[1:], samples.dtype)]:
-            raise refuse(path, f"one {kind} like the samples in the file", short(avals))
+def _read_card(path: pathlib.Path, content: bytes) -> dict:
+    about = json.loads(content)
+    found = about.get("format") if isinstance(about, dict) else None
+    if found != FORMAT:
+        raise refuse(path, f"a program of format {FORMAT}", f"format {short(found)}", "update resnet_jax")
+    if not isinstance(about.get("card"), dict):
+        raise refuse(path, _KIND, f"one without a model card in {_ABOUT}")
+    return about["card"]
+
+
+def _check_program(path: pathlib.Path, exported: export.Exported, weights: dict, inputs, logits) -> None:
+    """Raise `UserError` unless a program takes these weights and such images, and calls nothing outside itself."""
+    *taken, images = exported.in_avals
+    (output,) = exported.out_avals
+    fits = exported.in_tree == jax.tree.structure(((weights, inputs), {})) and all(
+        (aval.shape[start:], aval.dtype) == (array.shape[start:], array.dtype)  # the size of a batch may be any
+        for start, avals, arrays in ((0, taken, jax.tree.leaves(weights)), (1, (images, output), (inputs, logits)))
+        for aval, array in zip(avals, arrays, strict=True)
+    )
+    if not fits:
+        raise refuse(path, "a program of the weights and samples in the file", "one of others")
     text = exported.mlir_module()
     if text.count("custom_call") != text.count(_HARMLESS_CALL):
         raise refuse(path, "a program that calls nothing outside itself", "custom calls in it; nothing was executed")

@@ -1,5 +1,6 @@
 """Exports of a model as a program, each checked as soon as it is written."""
 
+import functools
 import json
 import pathlib
 from collections.abc import Callable, Sequence
@@ -14,6 +15,7 @@ from resnet_jax.checkpoint.card import ModelCard
 from resnet_jax.errors import UserError, did_you_mean
 from resnet_jax.evaluation.exported import load_exported, pack
 from resnet_jax.evaluation.onnx_files import encode_array, run_onnx, to_onnx
+from resnet_jax.weights.trees import Flat, flatten, unflatten
 from resnet_jax.workdir import absolute, write_bytes
 
 PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
@@ -45,19 +47,21 @@ class Source(NamedTuple):
     variables: dict
     uint8: bool
 
-    def forward(self, images: jax.Array) -> jax.Array:
-        """Logits of images as the program takes them (traceable)."""
-        normalize = self.card.create_preprocessing().normalize
-        return self.model.apply(self.variables, normalize(images) if self.uint8 else images, train=False)
+    def forward(self, weights: Flat, images: jax.Array) -> jax.Array:
+        """Logits of images as the program takes them (traceable); `weights` are `variables` by path."""
+        if self.uint8:
+            # The barrier keeps the compiler from merging the two, which gives other low bits than preprocessing apart.
+            images = jax.lax.optimization_barrier(self.card.create_preprocessing().normalize(images))
+        return self.model.apply(unflatten(weights), images, train=False)
 
     def samples(self) -> tuple[np.ndarray, list[np.ndarray]]:
         """(inputs, logits of the first and of all): random images, and what the model itself gives, step by step."""
         preprocessing = self.card.create_preprocessing()
         views = np.random.default_rng(0).integers(0, 256, (_SAMPLES, *preprocessing.view_shape), np.uint8)
         images = jax.jit(preprocessing.normalize)(views)
-        apply = jax.jit(lambda images: self.model.apply(self.variables, images, train=False))
+        apply = jax.jit(functools.partial(self.model.apply, train=False))
         inputs = views if self.uint8 else np.asarray(images)
-        return inputs, [np.asarray(apply(batch)) for batch in (images[:1], images)]
+        return inputs, [np.asarray(apply(self.variables, batch)) for batch in (images[:1], images)]
 
 
 def check_target(out: str, format_name: str | None, platforms: str) -> tuple[pathlib.Path, str, tuple[str, ...]]:
@@ -108,13 +112,15 @@ def write_export(path: pathlib.Path, format_name: str, source: Source, platforms
     inputs, expected = source.samples()
     batch = export.symbolic_shape("b")
     images = jax.ShapeDtypeStruct((*batch, *inputs.shape[1:]), inputs.dtype)
-    card = source.card.to_json()
+    card, weights = source.card.to_json(), flatten(jax.device_get(source.variables))
     if format_name == "stablehlo":
-        program = export.export(jax.jit(source.forward), platforms=platforms)(images)
-        content, run = pack(program, card, inputs, expected[-1]), _run_stablehlo
+        shapes = jax.tree.map(lambda array: jax.ShapeDtypeStruct(array.shape, array.dtype), weights)
+        program = export.export(jax.jit(source.forward), platforms=platforms)(shapes, images)
+        content, run = pack(program, weights, card, inputs, expected[-1]), _run_stablehlo
     else:
         samples = {"sample_inputs": encode_array(inputs), "sample_logits": encode_array(expected[-1])}
-        content, run = to_onnx(source.forward, images, {"card": json.dumps(card), **samples}), run_onnx
+        forward = functools.partial(source.forward, weights)
+        content, run = to_onnx(forward, images, {"card": json.dumps(card), **samples}), run_onnx
     try:
         write_bytes(path, content)
         return _check(format_name, run, path, (inputs[:1], inputs), expected)
