@@ -30,9 +30,7 @@ class Start(NamedTuple):
     words: str
 
 
-def normalized_as_weights(
-    config: ml_collections.ConfigDict, info: DatasetInfo, workdir: pathlib.Path
-) -> DatasetInfo:
+def normalized_as_weights(config: ml_collections.ConfigDict, info: DatasetInfo, workdir: pathlib.Path) -> DatasetInfo:
     """Dataset metadata with the mean and std by which the weights of `init_from` know their images.
 
     A run that has begun has them in its card, so that it can be resumed where these weights are gone.
