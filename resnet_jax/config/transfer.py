@@ -15,7 +15,7 @@ from resnet_jax.config.runs import is_ours, load_card, load_model
 from resnet_jax.data.info import DatasetInfo
 from resnet_jax.errors import UserError
 from resnet_jax.weights.pretrained import first_kernel, read_pretrained
-from resnet_jax.weights.trees import AS_IS, HEAD, Place, flatten, to_ours, unflatten
+from resnet_jax.weights.trees import HEAD, check_fit, flatten, unflatten
 
 
 class Start(NamedTuple):
@@ -23,7 +23,7 @@ class Start(NamedTuple):
 
     Attributes:
       variables: {"params", "batch_stats"}.
-      words: what was done to make them fit, a sentence.
+      words: a sentence on changes that made them fit.
     """
 
     variables: dict
@@ -55,7 +55,7 @@ def initial_weights(config: ml_collections.ConfigDict, shapes: Mapping, own: Map
       config: config of the run.
       shapes: shapes of its variables.
       own: its random params, for the head.
-      class_names: of its data.
+      class_names: names of the classes in the data.
 
     Raises:
       UserError: they are those of another model, or of other classes.
@@ -71,8 +71,7 @@ def initial_weights(config: ml_collections.ConfigDict, shapes: Mapping, own: Map
         _check_classes(card, class_names)
     kernel = first_kernel(expected)
     flat[kernel], adapted = _for_input(flat[kernel], expected[kernel].shape[2], card.preprocessing["channel_order"])
-    identity = {name: Place(name, AS_IS) for name in expected}
-    flat = to_ours(flat, identity, expected, source)
+    flat = check_fit(flat, shapes, source)
     return Start(unflatten({name: jnp.asarray(x) for name, x in flat.items()}), ", ".join([*words, *adapted]))
 
 

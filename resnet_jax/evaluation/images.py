@@ -27,7 +27,7 @@ class Found(NamedTuple):
     """A file that may be an image.
 
     Attributes:
-      path: of the file.
+      path: path as it was given or found.
       problem: what is wrong with it; "" if nothing is known to be.
     """
 
@@ -39,7 +39,7 @@ class View(NamedTuple):
     """An image as the model sees it, or the reason why it does not.
 
     Attributes:
-      path: of the file.
+      path: path as it was given or found.
       pixels: uint8 (size, size, channels); None if there is a problem.
       problem: why the image cannot be read; "" if it can.
     """

@@ -32,7 +32,7 @@ def to_onnx(function: Callable, images: jax.ShapeDtypeStruct, metadata: dict[str
     """The ONNX model of a function.
 
     Args:
-      function: from images to logits (traceable).
+      function: function from images to logits (traceable).
       images: shape, its first dimension symbolic, and dtype.
       metadata: entries of `metadata_props`.
 

@@ -33,7 +33,7 @@ def print_classes(args: argparse.Namespace) -> int:
     """Print the most probable classes of images on stdout as they come, and on stderr what cannot be read.
 
     Args:
-      args: of the command `predict`.
+      args: parsed command line of `predict`.
 
     Returns:
       How many images could not be read.

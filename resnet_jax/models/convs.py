@@ -8,18 +8,11 @@ from resnet_jax.models.conv import conv2d
 
 
 def biased_conv2d(
-    features: int,
-    kernel: int,
-    stride: int = 1,
-    groups: int = 1,
-    use_bias: bool = False,
-    *,
-    name: str,
-    biases: tuple[str, ...] = ("conv1", "conv2", "conv3", "downsample_conv"),
-    **settings,
+    *args, biases: tuple[str, ...] = ("conv1", "conv2", "conv3", "downsample_conv"), **settings
 ) -> nn.Conv:
     """`conv2d`, with a bias in the layers whose names are in `biases`."""
-    return conv2d(features, kernel, stride, groups, use_bias or name in biases, name=name, **settings)
+    use_bias = settings.pop("use_bias", False) or settings["name"] in biases
+    return conv2d(*args, use_bias=use_bias, **settings)
 
 
 def standardized_conv2d(

@@ -1,7 +1,5 @@
 """Batch norms folded into convolutions, for inference."""
 
-import re
-
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -76,8 +74,7 @@ def fold_batchnorm(model: nn.Module, variables: dict) -> tuple[nn.Module, dict]:
 def _conv_before(norm: str, before_activation: bool) -> str | None:
     """Path of the convolution whose output a norm is called with, if nothing else uses that output."""
     *block, layer = norm.split("/")
-    number = re.search(r"\d+$", layer)
     if before_activation and block:  # bn2 comes after conv1, and nothing in the block before bn1
-        index = int(number[0]) - 1
+        index = int(layer.removeprefix("bn")) - 1
         return "/".join((*block, f"conv{index}")) if index else None
     return None if layer == "bn_last" else "/".join((*block, layer.replace("bn", "conv")))

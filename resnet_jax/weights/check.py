@@ -21,8 +21,8 @@ class Difference(NamedTuple):
 
     Attributes:
       name: block, or "logits".
-      absolute: of the outputs.
-      relative: to the largest magnitude in the other library's.
+      absolute: largest absolute difference.
+      relative: the same, divided by the largest magnitude in the other library's output.
     """
 
     name: str

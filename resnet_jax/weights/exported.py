@@ -14,7 +14,7 @@ from resnet_jax.checkpoint.files import digest
 from resnet_jax.errors import UserError
 from resnet_jax.weights.read import read_arrays
 from resnet_jax.weights.sources import table_of
-from resnet_jax.weights.trees import AS_IS, Flat, Place, flatten, to_ours, to_theirs, unflatten
+from resnet_jax.weights.trees import Flat, check_fit, flatten, to_theirs, unflatten
 from resnet_jax.workdir import write_bytes
 
 SUFFIX = ".safetensors"
@@ -51,8 +51,7 @@ def read_exported(path: pathlib.Path) -> tuple[ModelCard, dict]:
       UserError: it is not there, corrupt, or of another library.
     """
     card, arrays = _read(path)
-    shapes = flatten(card.variable_shapes())
-    flat = to_ours(arrays, {name: Place(name, AS_IS) for name in shapes}, shapes, path)
+    flat = check_fit(arrays, card.variable_shapes(), path)
     return card, unflatten({name: jnp.asarray(array) for name, array in flat.items()})
 
 

@@ -40,9 +40,9 @@ def download(source: str, name: str) -> tuple[pathlib.Path, dict]:
             "check its id and the network"
         ) from None
     try:
-        config = json.loads(files[0].read_text())
-        settings = config.get("pretrained_cfg", config)
-        architecture = config["architecture"]
+        stored = json.loads(files[0].read_text())
+        settings = stored.get("pretrained_cfg", stored)
+        architecture = stored["architecture"]
         preprocessing = {
             "size": settings["input_size"][-1],
             "crop_fraction": settings["crop_pct"],

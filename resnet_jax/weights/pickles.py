@@ -23,7 +23,7 @@ class Storage(NamedTuple):
     """A flat array that tensors are views of.
 
     Attributes:
-      dtype: of its elements.
+      dtype: dtype of its elements.
       key: its name within the file.
       numel: number of elements.
       view: (key, offset, numel) of a part of it, in the legacy format; else None.

@@ -44,12 +44,7 @@ class Pretrained(NamedTuple):
 def load_pretrained(
     name: str,
     source: str | pathlib.Path,
-    *,
-    num_classes: int | None = None,
-    head: str = "keep",
-    preprocessing: str | None = None,
-    dtype=jnp.float32,
-    **overrides,
+    **settings,
 ) -> tuple[nn.Module, dict]:
     """A model of ours with weights from torchvision, timm, Keras, Flax's ImageNet example or BiT.
 
@@ -62,11 +57,7 @@ def load_pretrained(
     Args:
       name: key of `MODELS`.
       source: file or Orbax folder; or "hf:OWNER/NAME", a repository of the Hugging Face Hub.
-      num_classes: size of the logits; default: that of the weights.
-      head: "keep", or "new" for a head with random weights (`num_classes` outputs).
-      preprocessing: key of `CONVENTIONS`; default: that of the library's own nets.
-      dtype: precision of the computation; weights are float32.
-      **overrides: other attributes of the model; see `create_model`.
+      **settings: `num_classes`, `head`, `preprocessing`, `dtype` and attributes of the model; see `read_pretrained`.
 
     Returns:
       (model, {"params", "batch_stats"}): float32 arrays on the default device.
@@ -74,9 +65,8 @@ def load_pretrained(
     Raises:
       UserError: a file that cannot be read or is not of a known library, or weights that are not this model's.
     """
-    settings = {"num_classes": num_classes, "head": head, "preprocessing": preprocessing, "dtype": dtype}
-    loaded = read_pretrained(name, source, **settings, **overrides)
-    kept = "" if head == "keep" else "; its head is new, with random weights"
+    loaded = read_pretrained(name, source, **settings)
+    kept = "" if settings.get("head", "keep") == "keep" else "; its head is new, with random weights"
     print(
         f"{source}: weights of {SOURCES[loaded.source].title} for {name}, every array in place{kept}", file=sys.stderr
     )
@@ -93,7 +83,16 @@ def read_pretrained(
     dtype=jnp.float32,
     **overrides,
 ) -> Pretrained:
-    """A model with the weights of another library, and its card; see `load_pretrained`."""
+    """A model with the weights of another library, and its card; see `load_pretrained`.
+
+    Args:
+      name, source: see there.
+      num_classes: size of the logits; default: that of the weights.
+      head: "keep", or "new" for a head with random weights (`num_classes` outputs).
+      preprocessing: key of `CONVENTIONS`; default: that of the library's own nets.
+      dtype: precision of the computation; weights are float32.
+      **overrides: other attributes of the model; see `create_model`.
+    """
     if head not in HEADS:
         raise UserError(f"head: expected one of {', '.join(HEADS)}, found {head!r}")
     if preprocessing is not None and preprocessing not in CONVENTIONS:
@@ -123,7 +122,7 @@ def read_pretrained(
     flat = to_ours(arrays, places, shapes, path, table.ignored)
     classes = num_classes or found_classes
     if head == "new":
-        flat |= new_head(flat[f"params/{HEAD}/kernel"].shape[0], classes)
+        flat |= _new_head(flat[f"params/{HEAD}/kernel"].shape[0], classes)
     card = ModelCard(
         model={"name": name, "num_classes": classes, "dtype": jnp.dtype(dtype).name, **overrides},
         input_shape=(images["size"], images["size"], shapes[first_kernel(shapes)].shape[2]),
@@ -136,10 +135,9 @@ def read_pretrained(
     return Pretrained(card, card.create_model(), variables, key, path)
 
 
-def new_head(features: int, num_classes: int, key: jax.Array | None = None) -> Flat:
+def _new_head(features: int, num_classes: int) -> Flat:
     """Weights of a new head by path: kernel (features, num_classes) as Flax starts it, and a bias of zeros."""
-    images = jnp.zeros((1, features))
-    params = nn.Dense(num_classes).init(jax.random.key(0) if key is None else key, images)["params"]
+    params = nn.Dense(num_classes).init(jax.random.key(0), jnp.zeros((1, features)))["params"]
     return {f"params/{HEAD}/{leaf}": array for leaf, array in params.items()}
 
 

@@ -28,7 +28,7 @@ class WeightFile(NamedTuple):
     Attributes:
       kind: "torch", "safetensors", "keras", "npz" or "flax".
       arrays: arrays by name; views of the file where its format allows, so it must not be changed while they live.
-      metadata: of a safetensors header; else empty.
+      metadata: metadata in a safetensors header; else empty.
     """
 
     kind: str

@@ -17,8 +17,8 @@ class Source(NamedTuple):
       title: its name in a sentence.
       sign: regular expression of a name that its files have, and no other's.
       models: regular expression of the names in `MODELS` that compute what its nets compute.
-      table: from a model and the paths of its layers to the table of names.
-      canonical: from arrays as read, and the model, to arrays under the names of the table.
+      table: function from a model and the paths of its layers to the table of names.
+      canonical: function from arrays as read, and the model, to arrays under the names of the table.
     """
 
     title: str
@@ -86,7 +86,7 @@ def recognized(arrays: Flat, where: object) -> str:
       UserError: none that is known.
     """
     for key, source in SOURCES.items():
-        if any(re.search(source.sign, re.sub(r"^resnet/", "", name)) for name in arrays):
+        if any(re.search(source.sign, name) for name in arrays):
             return key
     titles = ", ".join(source.title for source in SOURCES.values())
     raise UserError(

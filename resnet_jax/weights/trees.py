@@ -107,7 +107,7 @@ def to_ours(arrays: Flat, places: Mapping[str, Place], shapes: Mapping, where: o
 
     Args:
       arrays: theirs by name.
-      places: of our variables.
+      places: places of our variables, by path.
       shapes: ours, or their shapes.
       where: file, for errors.
       ignored: regular expression of the names of arrays that hold no weights.
@@ -137,6 +137,11 @@ def to_ours(arrays: Flat, places: Mapping[str, Place], shapes: Mapping, where: o
             f"{len(found) - len(other)} fit; {listed}"
         )
     return found
+
+
+def check_fit(flat: Flat, shapes: Mapping, where: object) -> Flat:
+    """Arrays under our names, if nothing is left over, missing, or of another shape; see `to_ours`."""
+    return to_ours(flat, {path: Place(path, AS_IS) for path in flatten(shapes)}, shapes, where)
 
 
 def to_theirs(flat: Flat, places: Mapping[str, Place]) -> Flat:

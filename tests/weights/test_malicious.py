@@ -222,7 +222,7 @@ MALFORMED = {
 def test_a_malformed_pickle_is_refused(tmp_path, name, write):
     path = tmp_path / "weights.pth"
     write(path, wrapped(MALFORMED[name]))
-    refused(path, megabytes=60)  # the bound on opcodes holds for a file of any size
+    assert refused(path, megabytes=60)  # the bound on opcodes holds for a file of any size
 
 
 HUGE = 10**6
@@ -256,7 +256,7 @@ def test_a_view_out_of_its_storage_is_refused(tmp_path, name, zipped):
         write_zip(path, state, {"0": content.tobytes()})
     else:
         write_legacy(path, state, {"0": content})
-    refused(path)
+    assert refused(path)
 
 
 def test_many_tensors_of_one_storage_are_refused(tmp_path):
@@ -271,7 +271,7 @@ def test_a_part_out_of_a_legacy_storage_is_refused(tmp_path, view):
     storage = Persistent(("storage", Global("torch", "FloatStorage"), "0", "cpu", 16, view))
     state = {"weight": Call(Global("torch._utils", "_rebuild_tensor_v2"), (storage, 0, (4,), (1,), False, {}))}
     write_legacy(tmp_path / "weights.pth", state, {"0": np.zeros(16, np.float32)})
-    refused(tmp_path / "weights.pth")
+    assert refused(tmp_path / "weights.pth")
 
 
 def test_a_good_file_beside_them_is_read(tmp_path):

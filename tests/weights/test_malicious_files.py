@@ -74,7 +74,7 @@ def test_a_directory_that_lies_is_refused(tmp_path, field, value):
     path = tmp_path / "w.pth"
     write_zip(path, tensors(ONES), CONTENT)
     edited(path, directory(path, 1) + field, value)
-    refused(path)
+    assert refused(path)
 
 
 def test_an_entry_of_another_name_than_the_directory_says_is_refused(tmp_path):
@@ -154,7 +154,7 @@ def npy(shape: str, descr: str = "'<f4'", content: bytes = bytes(64), version: b
 def test_an_npz_entry_that_lies_about_its_size_is_refused(tmp_path, content):
     with zipfile.ZipFile(tmp_path / "w.npz", "w") as archive:
         archive.writestr("w.npy", content)
-    refused(tmp_path / "w.npz")
+    assert refused(tmp_path / "w.npz")
 
 
 def test_a_compressed_npz_out_of_proportion_is_refused(tmp_path):
@@ -201,7 +201,7 @@ def entry(start: int, end: int, shape: object = (16,), dtype: object = "F32") ->
 )
 def test_a_safetensors_header_that_lies_is_refused(tmp_path, content):
     (tmp_path / "w.safetensors").write_bytes(content)
-    refused(tmp_path / "w.safetensors")
+    assert refused(tmp_path / "w.safetensors")
 
 
 def test_a_safetensors_header_of_more_than_100_mb_is_refused(tmp_path):
@@ -315,7 +315,7 @@ def flax_array(*parts) -> bytes:
 )
 def test_a_flax_file_that_lies_is_refused(tmp_path, content):
     (tmp_path / "checkpoint_3").write_bytes(content)
-    refused(tmp_path / "checkpoint_3")
+    assert refused(tmp_path / "checkpoint_3")
 
 
 @pytest.fixture

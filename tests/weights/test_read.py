@@ -196,7 +196,7 @@ def test_a_truncated_file_is_one_line(tmp_path, kind):
     lengths = {1, 2, 4, 8, 9, 16, 40, *np.linspace(1, len(content) - 1, 40).astype(int)}
     for length in sorted(lengths):
         path.write_bytes(content[:length])
-        refused(path)
+        assert refused(path)
 
 
 @pytest.mark.parametrize("kind", WRITERS)
@@ -243,7 +243,7 @@ def test_files_without_arrays_say_so(tmp_path):
     write_zip(tmp_path / "d", {}, {})
     for name in "acd":
         assert "expected arrays, found none" in refused(tmp_path / name)
-    refused(tmp_path / "b.npz")  # an archive of nothing is of no format
+    assert refused(tmp_path / "b.npz")  # an archive of nothing is of no format
 
 
 @pytest.mark.parametrize("value", [[1.0], "weights", {"epoch": 3}, {"w": None}, {3: None}])
@@ -266,7 +266,7 @@ def test_a_broken_orbax_folder_is_one_line(tmp_path):
             shutil.rmtree(tmp_path / name / "d")
         else:
             (tmp_path / name / name).write_text(json.dumps({"tree_metadata": 3}))
-        refused(tmp_path / name)
+        assert refused(tmp_path / name)
 
 
 def test_bfloat16_of_npz_comes_back(tmp_path):
