@@ -11,7 +11,7 @@ import jax
 
 import resnet_jax
 from resnet_jax.checkpoint import SavedSteps
-from resnet_jax.weights.exported import write_weights
+from resnet_jax.weights.native import write_weights
 
 run = sys.argv[1] if len(sys.argv) > 1 else "runs/digits"
 steps = SavedSteps(run).steps()

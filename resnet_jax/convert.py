@@ -6,7 +6,7 @@ import pathlib
 from resnet_jax.commands import Parser, command_line, make_console
 from resnet_jax.config.runs import load_model
 from resnet_jax.errors import UserError
-from resnet_jax.weights.exported import NAMES, SUFFIX, write_weights
+from resnet_jax.weights.native import NAMES, SUFFIX, write_weights
 from resnet_jax.weights.pretrained import read_pretrained
 from resnet_jax.weights.screens import describe, print_check
 from resnet_jax.weights.sources import CONVENTIONS

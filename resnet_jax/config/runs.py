@@ -22,7 +22,7 @@ from resnet_jax.data.reader import prefetch
 from resnet_jax.data.sampling import read_image
 from resnet_jax.data.splits import PHOTO_MEAN, PHOTO_STD, check_same_classes, dataset_info, load_splits
 from resnet_jax.errors import UserError
-from resnet_jax.weights.exported import SUFFIX, has_card, read_exported, read_exported_card
+from resnet_jax.weights.native import SUFFIX, has_card, read_native, read_native_card
 from resnet_jax.weights.pretrained import read_pretrained
 from resnet_jax.workdir import absolute
 
@@ -71,16 +71,16 @@ def load_model(
         loaded = read_pretrained(name, path, dtype=dtype or jnp.float32, **settings)
         return loaded.card, loaded.model, loaded.variables
     with local(path, step) as here:
-        card, variables = _read_exported(here, ema) if here.is_file() else _read_step(here, step, ema)
+        card, variables = _read_native(here, ema) if here.is_file() else _read_step(here, step, ema)
     if dtype is not None:
         card = dataclasses.replace(card, model={**card.model, "dtype": jnp.dtype(dtype).name})
     return card, card.create_model(), variables
 
 
-def _read_exported(path, ema) -> tuple[ModelCard, dict]:
+def _read_native(path, ema) -> tuple[ModelCard, dict]:
     if ema:
         raise UserError(f"ema: {path} holds one set of weights; convert the run with --ema")
-    return read_exported(path)
+    return read_native(path)
 
 
 def _read_step(path, step, ema) -> tuple[ModelCard, dict]:
@@ -114,7 +114,7 @@ def load_card(path: str | pathlib.Path, step: str | int = "best") -> ModelCard:
     """
     with local(path, step) as here:
         if here.is_file():
-            return read_exported_card(here) if here.suffix == SUFFIX else read_card(here)
+            return read_native_card(here) if here.suffix == SUFFIX else read_card(here)
         folder = _step_folder(here, step)
         return _card_of_step(folder, read_meta(folder).card)
 

@@ -6,7 +6,7 @@ from rich.console import Console
 from resnet_jax.checkpoint.card import ModelCard
 from resnet_jax.commands import print_whole, titled_table
 from resnet_jax.errors import UserError
-from resnet_jax.weights.check import TOLERANCE, compare
+from resnet_jax.weights.compare import TOLERANCE, compare
 from resnet_jax.weights.pretrained import Pretrained
 
 

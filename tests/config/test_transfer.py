@@ -18,7 +18,7 @@ from resnet_jax.config.runs import load_model
 from resnet_jax.config.train import train
 from resnet_jax.config.transfer import initial_weights
 from resnet_jax.data.info import DATASETS
-from resnet_jax.weights.exported import write_weights
+from resnet_jax.weights.native import write_weights
 from tests.data.test_folders import write_classes
 from tests.runs import assert_the_same_end, last_state, stop_after
 from tests.tiny import build, tiny_config

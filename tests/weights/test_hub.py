@@ -8,7 +8,7 @@ import pytest
 
 from resnet_jax import UserError, load_pretrained, preprocessing
 from resnet_jax.checkpoint.card import ModelCard
-from resnet_jax.weights.exported import write_weights
+from resnet_jax.weights.native import write_weights
 from resnet_jax.weights.pretrained import read_pretrained
 from tests.tiny import make_recipe, tiny_config
 

@@ -10,7 +10,7 @@ os.environ.setdefault("KERAS_BACKEND", "jax")
 pytest.importorskip("keras")
 
 from resnet_jax import UserError  # noqa: E402
-from resnet_jax.weights.check import compare  # noqa: E402
+from resnet_jax.weights.compare import compare  # noqa: E402
 from resnet_jax.weights.pretrained import read_pretrained  # noqa: E402
 from tests.weights.nets import images, keras_net  # noqa: E402
 

@@ -13,8 +13,8 @@ torch = pytest.importorskip("torch")
 import_torchvision()
 pytest.importorskip("timm")
 
-from resnet_jax.weights.check import compare  # noqa: E402
-from resnet_jax.weights.exported import write_weights  # noqa: E402
+from resnet_jax.weights.compare import compare  # noqa: E402
+from resnet_jax.weights.native import write_weights  # noqa: E402
 from resnet_jax.weights.pretrained import read_pretrained  # noqa: E402
 from resnet_jax.weights.sources import table_of  # noqa: E402
 from resnet_jax.weights.trees import flatten, to_theirs  # noqa: E402
@@ -155,7 +155,7 @@ def test_the_command_checks_a_net_block_by_block_and_says_which_cannot_be(saved,
     assert "the same to 0.0001 of the largest output, in all 8 blocks and the logits" in screen
     assert "images 224 pixels, the central 0.875 of the short side, bilinear, RGB" in screen
     assert preprocessing(path.with_suffix(".safetensors")).class_names[207] == "golden retriever"
-    monkeypatch.setattr("resnet_jax.weights.check.TOLERANCE", 1e-9)
+    monkeypatch.setattr("resnet_jax.weights.compare.TOLERANCE", 1e-9)
     with pytest.raises(SystemExit) as end:
         convert.main([str(path), "--model", "resnet18", "--check"])
     assert end.value.code == 3

@@ -44,7 +44,7 @@ def write_weights(path: pathlib.Path, card: ModelCard, variables: Mapping, names
     write_bytes(path, safetensors.save(arrays, metadata))
 
 
-def read_exported(path: pathlib.Path) -> tuple[ModelCard, dict]:
+def read_native(path: pathlib.Path) -> tuple[ModelCard, dict]:
     """(card, {"params", "batch_stats"}) of a file that `write_weights` wrote with our names.
 
     Raises:
@@ -55,8 +55,8 @@ def read_exported(path: pathlib.Path) -> tuple[ModelCard, dict]:
     return card, unflatten({name: jnp.asarray(array) for name, array in flat.items()})
 
 
-def read_exported_card(path: pathlib.Path) -> ModelCard:
-    """The card of such a file; see `read_exported`."""
+def read_native_card(path: pathlib.Path) -> ModelCard:
+    """The card of such a file; see `read_native`."""
     return _read(path)[0]
 
 
