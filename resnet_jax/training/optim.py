@@ -1,5 +1,6 @@
 """Learning rate schedules and optimizers, all from Optax."""
 
+import functools
 import re
 from collections.abc import Callable, Sequence
 
@@ -187,10 +188,11 @@ def make_optimizer(
       frozen: function from parameters to a tree of bools, True for those that stay; they have no state.
 
     Raises:
-      UserError: `weight_decay_params` is no regular expression, or (on use) it occurs in no path.
+      UserError: a pattern is no regular expression; or, in `init`, it occurs in no path, or all parameters are frozen.
     """
-    mask = path_mask(weight_decay_params, "optim.weight_decay_params")
-    factors = [(path_mask(pattern, "optim.lr_factors"), factor) for pattern, factor in lr_factors]
+    checks = [path_mask(weight_decay_params, "optim.weight_decay_params")]
+    checks += [path_mask(pattern, "optim.lr_factors") for pattern, _ in lr_factors]
+    mask = functools.partial(_matches, weight_decay_params)
     settings = {"momentum": momentum, "nesterov": nesterov, "b1": b1, "b2": b2, "mask": mask}
     l2 = weight_decay if weight_decay_mode == "l2" else 0.0
 
@@ -199,7 +201,7 @@ def make_optimizer(
             optax.clip_by_global_norm(clip_norm) if clip_norm else optax.identity(),
             optax.add_decayed_weights(l2, mask) if l2 else optax.identity(),
             OPTIMIZERS[name](schedule(peak_lr), decay=weight_decay - l2, **settings),
-            _scale_by_factors(factors) if factors else optax.identity(),
+            _scale_by_factors(lr_factors) if lr_factors else optax.identity(),
         )
 
     def with_peak(peak_lr):
@@ -207,7 +209,18 @@ def make_optimizer(
             return trained(peak_lr)
         return optax.partition({False: trained(peak_lr), True: _stay()}, frozen)
 
-    return optax.inject_hyperparams(with_peak)(peak_lr=peak_lr)
+    optimizer = optax.inject_hyperparams(with_peak)(peak_lr=peak_lr)
+
+    def init(params):
+        for check in checks:  # here, where the frozen parameters are among them, so that a pattern may name these alone
+            check(params)
+        if frozen is not None and all(jax.tree.leaves(frozen(params))):
+            raise UserError(
+                "freeze: expected a parameter that is trained, found all of them frozen; leave the head out: '^(?!fc/)'"
+            )
+        return optimizer.init(params)
+
+    return optax.GradientTransformationExtraArgs(init, optimizer.update)
 
 
 def is_kernel(params):
@@ -215,9 +228,9 @@ def is_kernel(params):
     return jax.tree.map(lambda p: jnp.ndim(p) > 1, params)
 
 
-def _scale_by_factors(factors: Sequence[tuple[Callable, float]]) -> optax.GradientTransformation:
+def _scale_by_factors(factors: Sequence[tuple[str, float]]) -> optax.GradientTransformation:
     def scale(updates, params):
-        masks = [mask(updates) for mask, _ in factors]
+        masks = [_matches(pattern, updates) for pattern, _ in factors]
 
         def scaled(update, *found):
             return update * next((factor for (_, factor), hit in zip(factors, found, strict=True) if hit), 1.0)
@@ -248,12 +261,15 @@ def path_mask(pattern: str, field: str) -> Callable:
         raise UserError(f"{field}: expected a regular expression, found {pattern!r}: {error}") from None
 
     def mask(params):
-        found = jax.tree_util.tree_map_with_path(
-            lambda path, _: re.search(pattern, jax.tree_util.keystr(path, simple=True, separator="/")) is not None,
-            params,
-        )
+        found = _matches(pattern, params)
         if not any(jax.tree.leaves(found)):
             raise UserError(f"{field}: {pattern!r} occurs in no parameter's path; try 'kernel$'")
         return found
 
     return mask
+
+
+def _matches(pattern: str, params):
+    return jax.tree_util.tree_map_with_path(
+        lambda path, _: re.search(pattern, jax.tree_util.keystr(path, simple=True, separator="/")) is not None, params
+    )

@@ -165,6 +165,12 @@ def test_weights_that_do_not_fit_are_refused(settings, message, source, tmp_path
         train(tiny_config(init_from=str(source), **settings), tmp_path / "run", QUIET)
 
 
+def test_a_pattern_that_fits_nothing_is_refused_before_the_workdir_is_made(tmp_path):
+    with pytest.raises(UserError, match="optim.lr_factors: '.cf/' occurs in no parameter's path"):
+        train(tiny_config(optim__lr_factors=(("^cf/", 10.0),)), tmp_path / "run", QUIET)
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.parametrize("settings", [{"head": "new"}, {"freeze": "^fc"}, {"data__normalization": "weights"}])
 def test_what_needs_weights_to_begin_with_says_so(settings):
     with pytest.raises(UserError, match="expected it with init_from alone, found no weights to begin with"):

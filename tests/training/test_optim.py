@@ -98,8 +98,26 @@ def test_only_the_chosen_weights_decay(name, mode):
 
 
 def test_a_pattern_that_fits_no_weight_is_refused():
-    with pytest.raises(UserError, match="weight_decay_params: 'kernle' occurs in no"):
-        path_mask("kernle", "optim.weight_decay_params")(PARAMS)
+    for settings, message in (
+        ({"weight_decay_params": "kernle"}, "optim.weight_decay_params: 'kernle' occurs in no parameter's path"),
+        ({"lr_factors": (("^fc", 2.0), ("^cf", 2.0))}, "optim.lr_factors: '.cf' occurs in no parameter's path"),
+    ):
+        with pytest.raises(UserError, match=message):
+            make_optimizer("sgd", 0.1, optax.constant_schedule, **settings).init(PARAMS)
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_patterns_may_fit_frozen_weights_alone(name):
+    settings = {"weight_decay": 0.1, "weight_decay_params": "kernel$", "lr_factors": (("^conv1/", 0.0),)}
+    result = updates(name, frozen=path_mask("kernel", "freeze"), **settings)
+    moved = jax.tree.map(lambda before, after: bool((before != after).any()), PARAMS, result)
+    assert (moved["conv1"], moved["fc"]) == ({"kernel": False}, {"kernel": False, "bias": True})
+    assert moved["bn1"] == {"scale": True, "bias": True}
+
+
+def test_freezing_all_weights_is_refused():
+    with pytest.raises(UserError, match="freeze: expected a parameter that is trained, found all of them frozen"):
+        make_optimizer("sgd", 0.1, optax.constant_schedule, frozen=path_mask(".*", "freeze")).init(PARAMS)
 
 
 def test_lars_scales_kernels_by_their_trust_ratio_and_leaves_the_rest():
