@@ -18,6 +18,7 @@ from resnet_jax.studies.grow import add_run
 from resnet_jax.studies.run import print_cells, run_study
 from resnet_jax.studies.study import cell, grid, make_study, read_study
 from resnet_jax.training import loop
+from tests.conftest import QUICK_COMPILATION
 from tests.tiny import tiny_config
 
 ROOT = pathlib.Path(__file__).parent.parent.parent
@@ -217,7 +218,7 @@ def command(folder, *arguments):
 
 
 # Compiled as users' programs are: see conftest.py.
-XLA_FLAGS = os.environ["XLA_FLAGS"].replace("--xla_backend_optimization_level=0", "")
+XLA_FLAGS = os.environ["XLA_FLAGS"].replace(QUICK_COMPILATION, "")
 AS_USERS = {"cwd": ROOT, "env": {**os.environ, "XLA_FLAGS": XLA_FLAGS}}
 
 
