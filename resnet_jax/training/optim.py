@@ -190,8 +190,8 @@ def make_optimizer(
     Raises:
       UserError: a pattern is no regular expression; or, in `init`, it occurs in no path, or all parameters are frozen.
     """
-    checks = [path_mask(weight_decay_params, "optim.weight_decay_params")]
-    checks += [path_mask(pattern, "optim.lr_factors") for pattern, _ in lr_factors]
+    masks = [path_mask(weight_decay_params, "optim.weight_decay_params")]
+    masks += [path_mask(pattern, "optim.lr_factors") for pattern, _ in lr_factors]
     mask = functools.partial(_matches, weight_decay_params)
     settings = {"momentum": momentum, "nesterov": nesterov, "b1": b1, "b2": b2, "mask": mask}
     l2 = weight_decay if weight_decay_mode == "l2" else 0.0
@@ -209,11 +209,15 @@ def make_optimizer(
             return trained(peak_lr)
         return optax.partition({False: trained(peak_lr), True: _stay()}, frozen)
 
-    optimizer = optax.inject_hyperparams(with_peak)(peak_lr=peak_lr)
+    return _checked(optax.inject_hyperparams(with_peak)(peak_lr=peak_lr), masks, frozen)
+
+
+def _checked(optimizer, masks: Sequence[Callable], frozen: Callable | None) -> optax.GradientTransformation:
+    """The optimizer, whose `init` refuses patterns that match nothing. They may match frozen parameters alone."""
 
     def init(params):
-        for check in checks:  # here, where the frozen parameters are among them, so that a pattern may name these alone
-            check(params)
+        for mask in masks:
+            mask(params)
         if frozen is not None and all(jax.tree.leaves(frozen(params))):
             raise UserError(
                 "freeze: expected a parameter that is trained, found all of them frozen; leave the head out: '^(?!fc/)'"
