@@ -3,8 +3,10 @@
 import argparse
 import contextlib
 import os
+import pathlib
 import sys
 import warnings
+from collections.abc import Iterator
 from typing import TextIO
 
 from rich.console import Console
@@ -12,6 +14,7 @@ from rich.measure import Measurement
 from rich.table import Table
 
 from resnet_jax.errors import INTERRUPTED, InterruptedRun, UserError, did_you_mean
+from resnet_jax.workdir import absolute
 
 
 @contextlib.contextmanager
@@ -68,6 +71,33 @@ class Parser(argparse.ArgumentParser):
             flags = [flag for action in self._actions for flag in action.option_strings if flag.startswith("--")]
             raise UserError(f"{unknown[0]}: there is no such flag; {did_you_mean(unknown[0].split('=')[0], flags)}")
         return found
+
+
+def new_file(out: str, field: str) -> pathlib.Path:
+    """The absolute path of a file to write.
+
+    Args:
+      out: path.
+      field: argument that it comes from, for errors.
+
+    Raises:
+      UserError: it is there already, or its folder is not.
+    """
+    path = absolute(out)
+    if path.exists():
+        raise UserError(f"{field}: expected the name of a new file, found {out}; take another name")
+    if not path.parent.is_dir():
+        raise UserError(f"{field}: expected a file in a folder that is there, found no {path.parent}; make it")
+    return path
+
+
+@contextlib.contextmanager
+def writing_file(path: str | pathlib.Path, field: str) -> Iterator[None]:
+    """Turn an `OSError` inside into a `UserError` that names the file, and the argument that it comes from."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"{field}: {path} cannot be written: {error.strerror or error}") from None
 
 
 def make_console(quiet: bool = False, file: TextIO | None = None) -> Console:

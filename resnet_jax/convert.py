@@ -1,10 +1,9 @@
 """Convert weights: python -m resnet_jax.convert SOURCE [--model NAME] --to OUT.safetensors [--check]"""
 
 import argparse
-import pathlib
 
-from resnet_jax.commands import Parser, command_line, make_console
-from resnet_jax.config.runs import load_model
+from resnet_jax.commands import Parser, command_line, make_console, new_file, writing_file
+from resnet_jax.config.runs import check_one_set, load_model
 from resnet_jax.errors import UserError
 from resnet_jax.weights.native import NAMES, SUFFIX, write_weights
 from resnet_jax.weights.pretrained import read_pretrained
@@ -34,7 +33,7 @@ def _check(args: argparse.Namespace) -> None:
         raise UserError("--to: expected a file to write, or --check, found neither")
     if (args.check or args.preprocessing) and not args.model:
         raise UserError("--check, --preprocessing: expected weights of another library and --model NAME, found none")
-    if args.to and (pathlib.Path(args.to).suffix != SUFFIX or absolute(args.to).exists()):
+    if args.to and new_file(args.to, "--to").suffix != SUFFIX:
         raise UserError(f"--to: expected the name of a new {SUFFIX} file, found {args.to}; take another name")
 
 
@@ -44,15 +43,15 @@ def main(argv: list[str] | None = None) -> None:
         args, console = _parser().parse_args(argv), make_console()
         _check(args)
         if args.model:
+            check_one_set(args.step, args.ema)
             loaded = read_pretrained(args.model, args.source, preprocessing=args.preprocessing)
-            card, model, variables = loaded[:3]
-        else:
-            card, model, variables = load_model(args.source, args.step, ema=args.ema)
+        card, _, variables = loaded[:3] if args.model else load_model(args.source, args.step, ema=args.ema)
         console.print(describe(args.source, card), soft_wrap=True)
         if args.check:
             print_check(console, loaded)
         if args.to:
-            write_weights(absolute(args.to), card, variables, args.names)
+            with writing_file(args.to, "--to"):
+                write_weights(absolute(args.to), card, variables, args.names)
             console.print(f"wrote {args.to}", soft_wrap=True)
 
 

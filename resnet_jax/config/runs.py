@@ -22,6 +22,7 @@ from resnet_jax.data.reader import prefetch
 from resnet_jax.data.sampling import read_image
 from resnet_jax.data.splits import PHOTO_MEAN, PHOTO_STD, check_same_classes, dataset_info, load_splits
 from resnet_jax.errors import UserError
+from resnet_jax.models import floating_dtype
 from resnet_jax.weights.native import SUFFIX, has_card, read_native, read_native_card
 from resnet_jax.weights.pretrained import read_pretrained
 from resnet_jax.workdir import absolute
@@ -68,13 +69,20 @@ def load_model(
       **settings: for these, of `weights.pretrained.read_pretrained`.
     """
     if name is not None:
+        check_one_set(step, ema)
         loaded = read_pretrained(name, path, dtype=dtype or jnp.float32, **settings)
         return loaded.card, loaded.model, loaded.variables
     with local(path, step) as here:
         card, variables = _read_native(here, ema) if here.is_file() else _read_step(here, step, ema)
     if dtype is not None:
-        card = dataclasses.replace(card, model={**card.model, "dtype": jnp.dtype(dtype).name})
+        card = dataclasses.replace(card, model={**card.model, "dtype": floating_dtype(dtype).name})
     return card, card.create_model(), variables
+
+
+def check_one_set(step: str | int, ema: bool) -> None:
+    """Raise `UserError` for a choice among the weights of another library, of which a file holds one set."""
+    if ema or step != "best":
+        raise UserError("--step, --ema: expected them for a run of ours, found --model, weights of another; leave them")
 
 
 def _read_native(path, ema) -> tuple[ModelCard, dict]:

@@ -12,11 +12,12 @@ import numpy as np
 from jax import export
 
 from resnet_jax.checkpoint.card import ModelCard
+from resnet_jax.commands import new_file, writing_file
 from resnet_jax.errors import UserError, did_you_mean
 from resnet_jax.evaluation.exported import load_exported, pack
 from resnet_jax.evaluation.onnx_files import encode_array, run_onnx, to_onnx
 from resnet_jax.weights.trees import Flat, flatten, unflatten
-from resnet_jax.workdir import absolute, write_bytes
+from resnet_jax.workdir import write_bytes
 
 PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
 DEFAULT_PLATFORMS = ("cpu", "cuda", "tpu")
@@ -75,11 +76,7 @@ def check_target(out: str, format_name: str | None, platforms: str) -> tuple[pat
     Raises:
       UserError: the file is there already, its format is not known, or a platform is not, or cannot be checked here.
     """
-    path, names = absolute(out), tuple(platforms.split(","))
-    if path.exists():
-        raise UserError(f"OUT: expected the name of a new file, found {out}; take another name")
-    if not path.parent.is_dir():
-        raise UserError(f"OUT: expected a file in a folder that is there, found no {path.parent}; make it")
+    path, names = new_file(out, "OUT"), tuple(platforms.split(","))
     format_name = format_name or SUFFIXES.get(path.suffix)
     if format_name is None:
         raise UserError(f"OUT: expected a name that ends in {', '.join(SUFFIXES)}, or --format, found {out}")
@@ -122,12 +119,11 @@ def write_export(path: pathlib.Path, format_name: str, source: Source, platforms
         forward = functools.partial(source.forward, weights)
         content, run = to_onnx(forward, images, {"card": json.dumps(card), **samples}), run_onnx
     try:
-        write_bytes(path, content)
-        return _check(format_name, run, path, (inputs[:1], inputs), expected)
-    except BaseException as error:
+        with writing_file(path, "OUT"):
+            write_bytes(path, content)
+            return _check(format_name, run, path, (inputs[:1], inputs), expected)
+    except BaseException:
         path.unlink(missing_ok=True)
-        if isinstance(error, OSError):
-            raise UserError(f"OUT: {path} cannot be written: {error.strerror}") from None
         raise
 
 

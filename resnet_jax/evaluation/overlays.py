@@ -1,16 +1,14 @@
 """Pictures of class activation maps over the images that they are of."""
 
-import contextlib
 import hashlib
 import os
 import pathlib
-from collections.abc import Iterator
 
 import cv2
 import numpy as np
 from PIL import Image
 
-from resnet_jax.errors import UserError
+from resnet_jax.commands import writing_file
 from resnet_jax.workdir import file_name
 
 _SMALLEST = 224  # pixels of a side: digits of 8x8 are enlarged until people see something
@@ -43,7 +41,7 @@ def overlay_folder(path: str) -> pathlib.Path:
       UserError: it cannot be made.
     """
     folder = pathlib.Path(path).expanduser()
-    with _writing(folder):
+    with writing_file(folder, "--cam"):
         folder.mkdir(parents=True, exist_ok=True)
     return folder
 
@@ -60,13 +58,5 @@ def write_overlay(file: pathlib.Path, view: np.ndarray, heat: np.ndarray) -> Non
     Raises:
       UserError: the file cannot be written.
     """
-    with _writing(file):
+    with writing_file(file, "--cam"):
         Image.fromarray(overlay(view, heat)).save(file)
-
-
-@contextlib.contextmanager
-def _writing(path: pathlib.Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise UserError(f"--cam: {path} cannot be written: {error.strerror or error}") from None

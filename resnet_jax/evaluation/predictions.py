@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 from scipy import stats
 
+from resnet_jax.commands import writing_file
 from resnet_jax.errors import UserError
 from resnet_jax.training.metrics import per_class_accuracy, scores
 
@@ -92,17 +93,15 @@ class Predictions:
     def write(self, path: str | pathlib.Path) -> None:
         """Write comma-separated values, one line for each example."""
         judged = zip(self.names, self.labels, self.predicted, self.correct, self.in_top5, self.losses, strict=True)
-        try:
-            with open(path, "w", newline="", encoding="utf-8", errors="surrogateescape") as file:
-                writer = csv.writer(file)
-                writer.writerow(_COLUMNS + _NEW_COLUMNS)
-                for row, cls, probability in zip(judged, self.classes, self.probabilities, strict=True):
-                    name, labels, predicted, correct, in_top5, loss = row
-                    judgement = [int(correct), int(in_top5), f"{loss:.6f}"] if labels else ["", "", ""]
-                    labels = " ".join(map(str, labels))
-                    writer.writerow([name, labels, predicted, *judgement, cls, f"{probability:.6f}"])
-        except OSError as error:
-            raise UserError(f"--predictions: {path} cannot be written: {error.strerror}") from None
+        text = {"newline": "", "encoding": "utf-8", "errors": "surrogateescape"}
+        with writing_file(path, "--predictions"), open(path, "w", **text) as file:
+            writer = csv.writer(file)
+            writer.writerow(_COLUMNS + _NEW_COLUMNS)
+            for row, cls, probability in zip(judged, self.classes, self.probabilities, strict=True):
+                name, labels, predicted, correct, in_top5, loss = row
+                judgement = [int(correct), int(in_top5), f"{loss:.6f}"] if labels else ["", "", ""]
+                labels = " ".join(map(str, labels))
+                writer.writerow([name, labels, predicted, *judgement, cls, f"{probability:.6f}"])
 
 
 def read_predictions(path: str | pathlib.Path) -> Predictions:

@@ -78,12 +78,7 @@ def create_model(name: str, *, num_classes: int, dtype=jnp.float32, **overrides)
     if name not in MODELS:
         raise UserError(f"model.name: no model is called {name!r}; {did_you_mean(name, MODELS)}")
     _check_count("num_classes", num_classes)
-    try:
-        is_float = jnp.issubdtype(jnp.dtype(dtype), jnp.floating)
-    except TypeError:
-        is_float = False
-    if not is_float:
-        raise UserError(f"dtype: expected a floating point dtype, found {dtype!r}")
+    floating_dtype(dtype)
     attributes = attributes_of(name)
     for key, value in overrides.items():
         if key not in attributes:
@@ -93,6 +88,17 @@ def create_model(name: str, *, num_classes: int, dtype=jnp.float32, **overrides)
         if key in ("groups", "base_width", "width"):
             _check_count(key, value)
     return MODELS[name](num_classes=num_classes, dtype=dtype, **overrides)
+
+
+def floating_dtype(dtype: object) -> jnp.dtype:
+    """The dtype of a name or type, or `UserError` if it is no floating point dtype."""
+    try:
+        found = jnp.dtype(dtype)
+    except (TypeError, ValueError, SyntaxError):  # as NumPy's grammar of dtypes has it
+        found = None
+    if found is None or not jnp.issubdtype(found, jnp.floating):
+        raise UserError(f"dtype: expected a floating point dtype, found {dtype!r}")
+    return found
 
 
 def _check_count(key: str, value: object) -> None:

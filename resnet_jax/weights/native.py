@@ -70,7 +70,8 @@ def _read(path: pathlib.Path) -> tuple[ModelCard, Flat]:
     if _CARD not in file.metadata:
         raise UserError(
             f"{path}: expected weights with a model card, as `python -m resnet_jax.convert` writes, found none; if "
-            "they are another library's, name the model: load_pretrained(NAME, file), or --model NAME"
+            "they are another library's: python -m resnet_jax.convert FILE --model NAME --to OUT.safetensors, or "
+            "load_pretrained(NAME, FILE)"
         )
     try:
         card = ModelCard.from_json(json.loads(file.metadata[_CARD]), path)

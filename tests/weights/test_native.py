@@ -7,9 +7,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from PIL import Image
 
 import resnet_jax
-from resnet_jax import UserError, convert
+from resnet_jax import UserError, convert, export, predict
 from resnet_jax.commands import make_console
 from resnet_jax.config.train import train
 from tests.runs import ROOT
@@ -98,7 +99,7 @@ def test_a_flipped_bit_is_found(exported):
 
 def test_files_of_others_and_wrong_uses_are_refused_with_what_to_do(run, exported, tmp_path, capsys):
     convert.main([str(run), "--names", "torch", "--to", str(tmp_path / "torch.safetensors")])
-    with pytest.raises(UserError, match="expected weights with a model card.*load_pretrained"):
+    with pytest.raises(UserError, match="expected weights with a model card.*convert FILE --model .*load_pretrained"):
         resnet_jax.load_checkpoint(tmp_path / "torch.safetensors")
     with pytest.raises(UserError, match="ema: .* holds one set of weights"):
         resnet_jax.load_checkpoint(exported, ema=True)
@@ -109,7 +110,8 @@ def test_files_of_others_and_wrong_uses_are_refused_with_what_to_do(run, exporte
     with pytest.raises(UserError, match="of another shape|left over|missing"):
         resnet_jax.load_pretrained("resnet18", tmp_path / "torch.safetensors")
     for arguments, message in (
-        ([str(run), "--to", str(exported)], "expected the name of a new .safetensors file"),
+        ([str(run), "--to", str(exported)], "expected the name of a new file"),
+        ([str(run), "--to", str(tmp_path / "no/x.safetensors")], "--to: expected a file in a folder that is there"),
         ([str(run), "--to", str(tmp_path / "x.pth")], "expected the name of a new .safetensors file"),
         ([str(run)], "expected a file to write, or --check"),
         ([str(run), "--check"], "expected weights of another library and --model NAME"),
@@ -126,6 +128,31 @@ def test_a_new_head_has_the_classes_that_were_asked_for(run, tmp_path):
     model, variables = resnet_jax.load_pretrained("tiny", tmp_path / "torch.safetensors", num_classes=3, head="new")
     assert model.num_classes == 3 and variables["params"]["fc"]["kernel"].shape == (8, 3)
     assert model.apply(variables, jnp.ones((1, 8, 8, 1)), train=False).shape == (1, 3)
+
+
+def test_steps_and_averages_of_foreign_weights_are_refused(run, tmp_path, capsys):
+    convert.main([str(run), "--names", "torch", "--to", str(tmp_path / "torch.safetensors")])
+    Image.new("L", (8, 8)).save(tmp_path / "grey.png")
+    for command, *others in ((convert, "--to", "x.safetensors"), (export, "x.onnx"), (predict, tmp_path / "grey.png")):
+        for choice in (["--ema"], ["--step=latest"]):
+            capsys.readouterr()
+            with pytest.raises(SystemExit) as end:
+                command.main([str(tmp_path / "torch.safetensors"), *map(str, others), "--model=tiny", *choice])
+            error = capsys.readouterr().err
+            assert end.value.code == 2 and "--step, --ema: expected" in error and error.count("\n") == 1
+
+
+def test_a_full_disk_is_told_in_one_line(run, small_disk, capsys):
+    with pytest.raises(SystemExit) as end:
+        convert.main([str(run), "--to", str(small_disk(4096) / "x.safetensors")])
+    error = capsys.readouterr().err
+    assert end.value.code == 2 and "x.safetensors cannot be written: No space left on device" in error
+
+
+def test_what_is_no_floating_point_dtype_is_refused(exported):
+    for dtype in ("foo", "int32", object(), (1, 2), {"names": 1}, "f4,,("):
+        with pytest.raises(UserError, match="dtype: expected a floating point dtype, found"):
+            resnet_jax.load_checkpoint(exported, dtype=dtype)
 
 
 @pytest.mark.slow
