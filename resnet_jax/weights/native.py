@@ -13,7 +13,7 @@ from resnet_jax.checkpoint.card import ModelCard
 from resnet_jax.checkpoint.files import digest
 from resnet_jax.errors import UserError
 from resnet_jax.weights.read import read_arrays
-from resnet_jax.weights.sources import table_of
+from resnet_jax.weights.sources import SOURCES, computes_alike, table_of
 from resnet_jax.weights.trees import Flat, check_fit, flatten, to_theirs, unflatten
 from resnet_jax.workdir import write_bytes
 
@@ -32,13 +32,18 @@ def write_weights(path: pathlib.Path, card: ModelCard, variables: Mapping, names
       names: "ours", with the card in the header; or "torch", those of torchvision and timm, for torch's users.
 
     Raises:
-      UserError: a layer that has no name in torch's libraries.
+      UserError: a net that torch's libraries compute otherwise, or a layer that has no name there.
     """
     flat = flatten(jax.device_get(variables))
     if names == "ours":
         arrays = {name: np.asarray(array) for name, array in flat.items()}
         metadata = {_CARD: json.dumps(card.to_json()), _DIGEST: digest(arrays)}
     else:
+        if not computes_alike(card.model["name"], names):
+            raise UserError(
+                f"names: expected a net that {SOURCES[names].title} compute alike, found {card.model['name']}: its "
+                "paddings, strides or biases are others; keep our names"
+            )
         model = card.create_model()
         arrays, metadata = to_theirs(flat, table_of(model, flat, names).places(model, flat)), {"format": "pt"}
     write_bytes(path, safetensors.save(arrays, metadata))

@@ -1,5 +1,6 @@
 """Models with the weights of another library."""
 
+import contextlib
 import pathlib
 import sys
 from collections.abc import Mapping
@@ -8,6 +9,7 @@ from typing import NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from resnet_jax.checkpoint.card import ModelCard, variable_shapes
 from resnet_jax.data.imagenet import imagenet_class_names
@@ -100,15 +102,15 @@ def read_pretrained(
     path, hub_settings = download(source, name) if str(source).startswith(HUB) else (pathlib.Path(source), {})
     arrays = read_arrays(path).arrays
     key = recognized(arrays, path)
-    check_model(name, key, path)
+    check_model(name, key, path, preprocessing)
 
     model = create_model(name, num_classes=num_classes or 1, dtype=dtype, **overrides)
     arrays = SOURCES[key].canonical(arrays, model)
-    images = dict(CONVENTIONS[preprocessing or convention(name, key)])
+    images = _images(preprocessing, convention(name, key), path)
     side = 224
     if getattr(model, "stem", STEMS["imagenet"]).stride == 1:
         images |= {"size": (side := 32), "crop_fraction": None}
-    images |= {**_of_file(path), **hub_settings}
+    images |= hub_settings
     shapes = flatten(variable_shapes(model, (side, side, 3)))
     table = table_of(model, shapes, key)
     places = table.places(model, shapes)
@@ -119,13 +121,17 @@ def read_pretrained(
             f"num_classes: expected the {found_classes} of the weights in {path}, found {num_classes}; for a new head "
             "with random weights say so: head='new'"
         )
-    flat = to_ours(arrays, places, shapes, path, table.ignored)
     classes = num_classes or found_classes
     if head == "new":
-        flat |= _new_head(flat[f"params/{HEAD}/kernel"].shape[0], classes)
+        flat = _without_head(arrays, places, shapes, path, table.ignored)
+        flat |= _new_head(shapes[f"params/{HEAD}/kernel"].shape[0], classes)
+    else:
+        flat = to_ours(arrays, places, shapes, path, table.ignored)
+    channels = shapes[first_kernel(shapes)].shape[2]
+    images = _for_channels(images, channels, path)
     card = ModelCard(
         model={"name": name, "num_classes": classes, "dtype": jnp.dtype(dtype).name, **overrides},
-        input_shape=(images["size"], images["size"], shapes[first_kernel(shapes)].shape[2]),
+        input_shape=(images["size"], images["size"], channels),
         class_names=_class_names(classes, head),
         preprocessing={"mean_image": None, "resize": None, **images},
         data={"name": "imagenet2012", "validation_size": 0, "data_dir": None},
@@ -133,6 +139,14 @@ def read_pretrained(
     )
     variables = unflatten({name: jnp.asarray(array, jnp.float32) for name, array in flat.items()})
     return Pretrained(card, card.create_model(), variables, key, path)
+
+
+def _without_head(arrays: Flat, places: dict, shapes: Flat, path: pathlib.Path, ignored: str) -> Flat:
+    """Our variables but for the head, which a file may have or lack."""
+    head = {ours for ours in places if ours.split("/")[1] == HEAD}
+    kept = {name: x for name, x in arrays.items() if name not in {places[ours].name for ours in head}}
+    body = {ours: place for ours, place in places.items() if ours not in head}
+    return to_ours(kept, body, {ours: shapes[ours] for ours in body}, path, ignored)
 
 
 def _new_head(features: int, num_classes: int) -> Flat:
@@ -146,8 +160,9 @@ def _with_sizes_of_file(shapes: Flat, arrays: Flat, places: dict) -> Flat:
     shapes = dict(shapes)
     for path, axis in ((f"params/{HEAD}/kernel", 1), (f"params/{HEAD}/bias", 0), (first_kernel(shapes), 2)):
         place, shape = places[path], list(shapes[path].shape)
-        if place.name in arrays and arrays[place.name].ndim >= len(shape):
-            shape[axis] = place.layout.to_ours(arrays[place.name]).shape[axis]
+        if place.name in arrays:
+            with contextlib.suppress(ValueError, IndexError):  # of another rank, which is refused with the others
+                shape[axis] = place.layout.to_ours(arrays[place.name]).shape[axis]
         shapes[path] = jax.ShapeDtypeStruct(tuple(shape), jnp.float32)
     return shapes
 
@@ -163,6 +178,18 @@ def _class_names(classes: int, head: str) -> tuple[str, ...]:
     return tuple(f"class {label}" for label in range(classes))
 
 
-def _of_file(path: pathlib.Path) -> dict:
-    """Settings of the preprocessing that are known for a released file alone, by the checksum in its name."""
-    return {"crop_fraction": 224 / 232} if path.stem.split("-")[-1] in _OF_232_PIXELS else {}
+def _images(asked: str | None, usual: str, path: pathlib.Path) -> dict:
+    """Settings of the preprocessing: those asked for, or the usual ones of the library and of a released file."""
+    if asked is None and usual == "torchvision" and path.stem.split("-")[-1] in _OF_232_PIXELS:
+        return {**CONVENTIONS[usual], "crop_fraction": 224 / 232}
+    return dict(CONVENTIONS[asked or usual])
+
+
+def _for_channels(images: dict, channels: int, path: pathlib.Path) -> dict:
+    """Settings of the preprocessing for weights that see so many channels; grey images have the mean over colours."""
+    if channels == 3:
+        return images
+    if channels != 1:
+        raise UserError(f"{path}: expected weights for images of 3 channels or 1, found {channels}")
+    grey = {name: [float(np.mean(images[name]))] for name in ("mean", "std")}
+    return {**images, **grey, "channel_order": "L"}

@@ -64,6 +64,7 @@ _VIEW = {"size": 224, "crop_fraction": 0.875, "interpolation": "bilinear", "chan
 CONVENTIONS: Mapping[str, dict] = {
     "torchvision": {**_VIEW, **_IMAGENET},
     "timm": {**_VIEW, **_IMAGENET, "interpolation": "bicubic"},
+    "timm_v2": {**_VIEW, "interpolation": "bicubic", "mean": [0.5] * 3, "std": [0.5] * 3},
     "flax": {**_VIEW, **_IMAGENET, "interpolation": "bicubic"},
     # Blue, green, red of 0..255, minus their means: Caffe's ResNets (He et al. 2015) and Keras' ResNet50 to 152.
     "caffe": {
@@ -75,6 +76,7 @@ CONVENTIONS: Mapping[str, dict] = {
     "centered": {**_VIEW, "mean": [0.5] * 3, "std": [0.5] * 3},  # -1..1: Keras' V2 nets, BiT
 }
 
+_STRIDE_FIRST = r"^resnet(50|101|152|200)_v1$"  # in the first convolution of a bottleneck, as in He et al. 2015
 # The nets of torchvision; what else is in its names is timm's.
 _TORCHVISION = r"^(resnet(18|34|50|101|152)|resnext(50_32x4d|101_32x8d|101_64x4d)|wide_resnet(50|101)_2|vgg\d\d(_bn)?)$"
 
@@ -95,17 +97,33 @@ def recognized(arrays: Flat, where: object) -> str:
     )
 
 
-def check_model(name: str, key: str, where: object) -> None:
-    """Raise `UserError` if a model computes something else than the nets of a source, though its weights may fit."""
-    source = SOURCES[key]
-    if not re.search(source.models, name):
-        base = re.sub(r"^(keras|flax|big_vision)_", "", name)
-        near = [known for known in MODELS if re.search(source.models, known) and known.endswith(base)]
-        advice = f"try {near[0]}" if near else did_you_mean(name, [m for m in MODELS if re.search(source.models, m)])
-        raise UserError(
-            f"{where}: expected a model that computes what the nets of {source.title} do, found {name}: its paddings, "
-            f"strides or biases are others, and its outputs would be; {advice}"
-        )
+def computes_alike(name: str, key: str, images: str | None = None) -> bool:
+    """True if a model computes what the nets of a source do, whose weights may fit all the same.
+
+    Args:
+      name: key of `MODELS`.
+      key: key of `SOURCES`.
+      images: key of `CONVENTIONS` if it was asked for; "caffe" says that the weights under torch's names are Caffe's.
+    """
+    if key == "torch" and re.search(_STRIDE_FIRST, name):
+        return images == "caffe"
+    return re.search(SOURCES[key].models, name) is not None
+
+
+def check_model(name: str, key: str, where: object, images: str | None) -> None:
+    """Raise `UserError` if a model computes something else than the nets of a source; see `computes_alike`."""
+    if computes_alike(name, key, images):
+        return
+    base = re.sub(r"^(keras|flax|big_vision)_|_v1$", "", name)
+    known = [model for model in MODELS if computes_alike(model, key)]
+    near = [model for model in known if model.endswith(base)]
+    advice = f"try {near[0]}" if near else did_you_mean(name, known)
+    if re.search(_STRIDE_FIRST, name):
+        advice += ", or preprocessing='caffe' if the weights are Caffe's"
+    raise UserError(
+        f"{where}: expected a model that computes what the nets of {SOURCES[key].title} do, found {name}: its "
+        f"paddings, strides or biases are others, and its outputs would be; {advice}"
+    )
 
 
 def convention(name: str, key: str) -> str:
@@ -116,6 +134,8 @@ def convention(name: str, key: str) -> str:
         return "centered"
     if key == "flax":
         return "flax"
+    if name.startswith("resnetv2_"):
+        return "timm_v2"
     return "torchvision" if re.search(_TORCHVISION, name) else "timm"
 
 

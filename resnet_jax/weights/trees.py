@@ -5,6 +5,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import NamedTuple
 
+import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
 
@@ -103,7 +104,7 @@ def unflatten(flat: Flat) -> dict:
 
 
 def to_ours(arrays: Flat, places: Mapping[str, Place], shapes: Mapping, where: object, ignored: str = r"$^") -> Flat:
-    """Arrays of another library as our variables, by path. Nothing is left over, missing, or of another shape.
+    """Arrays of another library as our variables, by path, if they fit.
 
     Args:
       arrays: theirs by name.
@@ -113,13 +114,13 @@ def to_ours(arrays: Flat, places: Mapping[str, Place], shapes: Mapping, where: o
       ignored: regular expression of the names of arrays that hold no weights.
 
     Raises:
-      UserError: they are not the same weights; both sides are listed.
+      UserError: some are left over, missing, of another shape, or no finite numbers; both sides are listed.
     """
     expected = flatten(shapes)
     names = {place.name: path for path, place in places.items()}
     left_over = [name for name in arrays if name not in names and not re.search(ignored, name)]
     missing = [name for name in names if name not in arrays]
-    found, other = {}, []
+    found, other, no_weights = {}, [], []
     for name, path in names.items():
         if name in arrays:
             shape = expected[path].shape
@@ -129,18 +130,25 @@ def to_ours(arrays: Flat, places: Mapping[str, Place], shapes: Mapping, where: o
                 found[path] = arrays[name]
             if found[path].shape != shape:
                 other.append(f"{name} {arrays[name].shape} for {path} {shape}")
-    problems = {"missing": missing, "left over": left_over, "of another shape": other}
+            elif not (jnp.issubdtype(found[path].dtype, jnp.floating) and np.isfinite(found[path]).all()):
+                no_weights.append(f"{name} {found[path].dtype}")
+    problems = {
+        "missing": missing,
+        "left over": left_over,
+        "of another shape": other,
+        "not of finite floating-point numbers": no_weights,
+    }
     if any(problems.values()):
         listed = "; ".join(f"{kind}: {_some(names)}" for kind, names in problems.items() if names)
         raise UserError(
             f"{where}: expected the {len(names)} arrays of this model, found {len(arrays)}, of which "
-            f"{len(found) - len(other)} fit; {listed}"
+            f"{len(found) - len(other) - len(no_weights)} fit; {listed}"
         )
     return found
 
 
 def check_fit(flat: Flat, shapes: Mapping, where: object) -> Flat:
-    """Arrays under our names, if nothing is left over, missing, or of another shape; see `to_ours`."""
+    """Arrays under our names, if nothing is left over, missing, of another shape, or no weight; see `to_ours`."""
     return to_ours(flat, {path: Place(path, AS_IS) for path in flatten(shapes)}, shapes, where)
 
 

@@ -16,7 +16,7 @@ pytest.importorskip("timm")
 from resnet_jax.weights.compare import compare  # noqa: E402
 from resnet_jax.weights.native import write_weights  # noqa: E402
 from resnet_jax.weights.pretrained import read_pretrained  # noqa: E402
-from resnet_jax.weights.sources import table_of  # noqa: E402
+from resnet_jax.weights.sources import CONVENTIONS, convention, table_of  # noqa: E402
 from resnet_jax.weights.trees import flatten, to_theirs  # noqa: E402
 from tests.models.nets import PUBLISHED  # noqa: E402
 from tests.weights.nets import images, torch_net  # noqa: E402
@@ -127,6 +127,17 @@ def test_grey_nets_of_timm_keep_their_one_channel(saved):
     assert all(d.relative <= 1e-4 for d in compare(loaded, images((64, 65), channels=1)))
 
 
+def test_images_are_normalised_as_timm_does():
+    """Of the weights that timm takes by default; others, like `ra4_e3600_r224_in1k`, may know other images."""
+    import timm
+
+    names = [name for name in NAMES if timm.is_model(name)]
+    assert len(names) > 30
+    for name in names:
+        expected, found = timm.get_pretrained_cfg(name), CONVENTIONS[convention(name, "torch")]
+        assert (tuple(found["mean"]), tuple(found["std"])) == (expected.mean, expected.std), name
+
+
 def test_the_first_block_that_diverges_is_named(saved):
     _, path = saved("resnet18")
     loaded = read_pretrained("resnet18", path)
@@ -142,7 +153,7 @@ def test_padding_and_strides_of_other_libraries_would_give_other_outputs(saved):
     _, path = saved("resnet50")
     with pytest.raises(UserError, match="that computes what the nets of torchvision or timm do, found"):
         read_pretrained("flax_resnet50", path)
-    right, wrong = (read_pretrained(name, path) for name in ("resnet50", "resnet50_v1"))
+    right, wrong = read_pretrained("resnet50", path), read_pretrained("resnet50_v1", path, preprocessing="caffe")
     assert not any(d.diverges for d in compare(right, images()))
     wrong = wrong._replace(card=right.card)
     assert next(d.name for d in compare(wrong, images()) if d.diverges) == "stage2_block1"
