@@ -47,7 +47,7 @@ def resolve(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
     config = config.copy_and_resolve_references()
     if config.data.name not in DATASETS and config.data.data_dir is not None:
         config.data.data_dir = str(pathlib.Path(config.data.data_dir).expanduser().absolute())
-    if config.init_from is not None and not config.init_from.startswith(HUB):
+    if config.init_from is not None and not config.init_from.startswith(HUB) and "://" not in config.init_from:
         config.init_from = str(absolute(config.init_from))
     return config
 

@@ -77,18 +77,9 @@ class Recipe:
     @property
     def model_settings(self) -> dict:
         """Keyword arguments of `create_model`, plain JSON."""
-        model, norm = self.config.model, self.config.norm
-        names = ("shortcut", "stem", "downsample", "stochastic_depth", "zero_init_last_scale")
-        chosen = {name: model[name] for name in names if model[name]}
-        if model.downsample == "stride":  # the default of all that can be told otherwise; not all can
-            del chosen["downsample"]
-        own = own_norm(model.name)
-        own = own if norm.name in (None, own["name"]) else {"name": norm.name}
-        epsilon = {"epsilon": norm.epsilon or own.get("epsilon", 1e-5)}
-        norms = {"batch": {"momentum": norm.momentum} | epsilon, "group": {"groups": norm.groups} | epsilon, "none": {}}
-        if "norm" in attributes_of(model.name):
-            chosen["norm"] = {**own, **norms[own["name"]]}
-        return {"name": model.name, "num_classes": self.info.num_classes, "dtype": self.config.dtype, **chosen}
+        config = self.config
+        base = {"name": config.model.name, "num_classes": self.info.num_classes, "dtype": config.dtype}
+        return {**base, **model_attributes(config)}
 
     def create_model(self, **norm_settings):
         """The model, its batch norms (if any) with further settings."""
@@ -310,3 +301,19 @@ class Recipe:
         distinct = self.config.train.batch_size // repeats
         epochs = math.ceil(last * distinct / self.num_examples) - first * distinct // self.num_examples
         return epochs * self.num_examples * repeats
+
+
+def model_attributes(config: ml_collections.ConfigDict) -> dict:
+    """Attributes of the model that a config sets: keyword arguments of `create_model`, plain JSON."""
+    model, norm = config.model, config.norm
+    names = ("shortcut", "stem", "downsample", "stochastic_depth", "zero_init_last_scale")
+    chosen = {name: model[name] for name in names if model[name]}
+    if model.downsample == "stride":  # the default of all that can be told otherwise; not all can
+        del chosen["downsample"]
+    own = own_norm(model.name)
+    own = own if norm.name in (None, own["name"]) else {"name": norm.name}
+    epsilon = {"epsilon": norm.epsilon or own.get("epsilon", 1e-5)}
+    norms = {"batch": {"momentum": norm.momentum} | epsilon, "group": {"groups": norm.groups} | epsilon, "none": {}}
+    if "norm" in attributes_of(model.name):
+        chosen["norm"] = {**own, **norms[own["name"]]}
+    return chosen

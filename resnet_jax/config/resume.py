@@ -54,9 +54,7 @@ def start_or_resume(
 def _with_given_weights(recipe, state, console) -> TrainState:
     if recipe.config.init_from is None:
         return state
-    weights, words = initial_weights(
-        recipe.config, recipe.variable_shapes, jax.device_get(state.params), recipe.info.class_names
-    )
+    weights, words = initial_weights(recipe, jax.device_get(state.params))
     console.print(words, highlight=False, markup=False, soft_wrap=True)
     # A copy, since the state's memory is donated and no array may be in it twice.
     ema = None if state.ema is None else jax.tree.map(jnp.copy, weights)

@@ -23,6 +23,7 @@ from resnet_jax.data.sampling import read_image
 from resnet_jax.data.splits import PHOTO_MEAN, PHOTO_STD, check_same_classes, dataset_info, load_splits
 from resnet_jax.errors import UserError
 from resnet_jax.models import floating_dtype
+from resnet_jax.weights.hub import HUB
 from resnet_jax.weights.native import SUFFIX, has_card, read_native, read_native_card
 from resnet_jax.weights.pretrained import read_pretrained
 from resnet_jax.workdir import absolute
@@ -106,6 +107,8 @@ def _read_step(path, step, ema) -> tuple[ModelCard, dict]:
 
 def is_ours(path: str | pathlib.Path) -> bool:
     """True for a run, the folder of a step, or a file of ours; False for weights of another library."""
+    if str(path).startswith(HUB):
+        return False
     if "://" in str(path):
         return True
     path = absolute(path)

@@ -11,9 +11,11 @@ import ml_collections
 import numpy as np
 
 from resnet_jax.checkpoint.card import ModelCard, read_card
+from resnet_jax.config.recipe import Recipe, model_attributes
 from resnet_jax.config.runs import is_ours, load_card, load_model
 from resnet_jax.data.info import DatasetInfo
 from resnet_jax.errors import UserError
+from resnet_jax.models import different_attributes
 from resnet_jax.weights.pretrained import first_kernel, read_pretrained
 from resnet_jax.weights.trees import HEAD, check_fit, flatten, unflatten
 
@@ -48,30 +50,29 @@ def normalized_as_weights(config: ml_collections.ConfigDict, info: DatasetInfo, 
     return dataclasses.replace(info, mean=mean, std=std)
 
 
-def initial_weights(config: ml_collections.ConfigDict, shapes: Mapping, own: Mapping, class_names) -> Start:
+def initial_weights(recipe: Recipe, own: Mapping) -> Start:
     """The weights of `init_from` for a run, and its own random head if `head` is "new".
 
     Args:
-      config: config of the run.
-      shapes: shapes of its variables.
+      recipe: recipe of the run.
       own: its random params, for the head.
-      class_names: names of the classes in the data.
 
     Raises:
       UserError: they are those of another model, or of other classes.
     """
-    source, new = config.init_from, config.head == "new"
-    card, variables = _load(config)
-    flat, expected = flatten(variables), flatten(shapes)
+    source, class_names = recipe.config.init_from, recipe.info.class_names
+    card, variables = _load(recipe.config)
+    _check_net(card, recipe)
+    flat, expected = flatten(variables), flatten(recipe.variable_shapes)
     words = [f"beginning with the weights in {source}"]
-    if new:
+    if recipe.config.head == "new":
         flat |= {name: x for name, x in flatten({"params": own}).items() if name.split("/")[1] == HEAD}
         words.append(f"with a new head for {len(class_names)} classes")
     else:
         _check_classes(card, class_names)
     kernel = first_kernel(expected)
     flat[kernel], adapted = _for_input(flat[kernel], expected[kernel].shape[2], card.preprocessing["channel_order"])
-    flat = check_fit(flat, shapes, source)
+    flat = check_fit(flat, expected, source)
     return Start(unflatten({name: jnp.asarray(x) for name, x in flat.items()}), ", ".join([*words, *adapted]))
 
 
@@ -79,8 +80,17 @@ def _load(config) -> tuple[ModelCard, dict]:
     if is_ours(config.init_from):
         card, _, variables = load_model(config.init_from)
         return card, variables
-    loaded = read_pretrained(config.model.name, config.init_from)
+    loaded = read_pretrained(config.model.name, config.init_from, **model_attributes(config))
     return loaded.card, loaded.variables
+
+
+def _check_net(card: ModelCard, recipe: Recipe) -> None:
+    other = different_attributes(card.create_model(), recipe.model)
+    if other:
+        raise UserError(
+            f"init_from: expected weights of a net that computes what {recipe.config.model.name} does here, found "
+            f"{card.model['name']} with other {', '.join(other)}; set model.* and norm.* as in their training"
+        )
 
 
 def _card_of(config) -> ModelCard:

@@ -31,6 +31,12 @@ _TABLES = {
     "gate": GATES,
 }
 
+# Attributes of models, and settings of norms, of which logits in evaluation do not depend.
+_OF_TRAINING = {
+    *("num_classes", "dtype", "stochastic_depth", "zero_init_last_scale", "parent", "name"),
+    *("momentum", "axis_name", "axis_index_groups", "frozen"),
+}
+
 
 def list_models(pattern: str = "*") -> list[str]:
     """Names of `MODELS` that a pattern matches, in the order of the alphabet.
@@ -54,6 +60,29 @@ def own_norm(name: str) -> dict:
     value = MODELS[name].keywords.get("norm", NORMS["batch"])
     function, settings = (value.func, value.keywords) if isinstance(value, functools.partial) else (value, {})
     return {"name": next(key for key, norm in NORMS.items() if norm is function), **settings}
+
+
+def different_attributes(model: nn.Module, other: nn.Module) -> list[str]:
+    """Names of the attributes by which two models compute different logits of the same weights."""
+    names = [field.name for field in dataclasses.fields(model) if field.name not in _OF_TRAINING]
+    if type(model) is not type(other):
+        return names
+    return [name for name in names if _content(getattr(model, name)) != _content(getattr(other, name))]
+
+
+def _content(value: object) -> object:
+    """A value's parts, so that functions are equal if they, and those of their settings that logits see, are."""
+    if isinstance(value, Stem):
+        return {field.name: _content(getattr(value, field.name)) for field in dataclasses.fields(value)}
+    if isinstance(value, tuple | list):
+        return [_content(part) for part in value]
+    function, given = (value.func, value.keywords) if isinstance(value, functools.partial) else (value, {})
+    if not callable(function):
+        return value
+    settings = {
+        name: p.default for name, p in inspect.signature(function).parameters.items() if p.default is not p.empty
+    }
+    return function, {name: _content(x) for name, x in {**settings, **given}.items() if name not in _OF_TRAINING}
 
 
 def create_model(name: str, *, num_classes: int, dtype=jnp.float32, **overrides) -> nn.Module:

@@ -123,10 +123,23 @@ def test_exported_files_and_those_of_another_library_are_the_same_start(source, 
         jax.tree.map(np.testing.assert_array_equal, start.variables, variables)
 
 
-def start_of(config, info=DATASETS["digits"]):
+def start_of(config):
     recipe = make_recipe(resolve(config))
     own = recipe.model.init(jax.random.key(0), jnp.zeros((1, *recipe.image_shape)), train=False)["params"]
-    return initial_weights(recipe.config, recipe.variable_shapes, own, info.class_names)
+    return initial_weights(recipe, own)
+
+
+def test_weights_of_another_library_are_read_with_the_attributes_of_the_run(tmp_path):
+    card = make_recipe(tiny_config(model__shortcut="B")).card({})
+    variables = card.create_model().init(jax.random.key(0), jnp.zeros((1, *card.input_shape)), train=False)
+    write_weights(tmp_path / "torch.safetensors", card, variables, "torch")
+    start = start_of(tiny_config(model__shortcut="B", init_from=str(tmp_path / "torch.safetensors")))
+    jax.tree.map(np.testing.assert_array_equal, start.variables, dict(variables))
+
+
+def test_a_run_may_begin_with_weights_at_a_url(source):
+    start = start_of(tiny_config(init_from=f"file://{source}"))
+    jax.tree.map(np.testing.assert_array_equal, start.variables, load_model(source)[2])
 
 
 def test_grey_images_through_summed_channels_are_the_same_colourless_images(tmp_path):
@@ -152,8 +165,10 @@ def replaced(card, preprocessing, channels):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"model__shortcut": "B"}, "found 27, of which 27 fit; missing: .*downsample_bn"),
-        ({"model__name": "plain20"}, "of another shape|missing"),
+        ({"model__shortcut": "B"}, "computes what tiny does here, found tiny with other shortcut; set model"),
+        ({"model__name": "plain20"}, "computes what plain20 does here, found tiny with other stage_sizes"),
+        ({"model__shortcut": "none"}, "found tiny with other shortcut"),
+        ({"norm__epsilon": 0.1}, "found tiny with other norm"),
         ({"head": "new", "freeze": "^cnov1"}, "freeze: '.cnov1' occurs in no parameter's path"),
         ({"freeze": "("}, "freeze: expected a regular expression"),
         ({"optim__lr_factors": (("^fc", -1.0),)}, "optim.lr_factors: expected pairs of a regular"),
