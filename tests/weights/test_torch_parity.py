@@ -160,14 +160,14 @@ def test_padding_and_strides_of_other_libraries_would_give_other_outputs(saved):
 
 
 def test_the_command_checks_a_net_block_by_block_and_says_which_cannot_be(saved, capsys, monkeypatch):
-    _, path = saved("resnet18", num_classes=1000)
-    convert.main([str(path), "--model", "resnet18", "--check", "--to", str(path.with_suffix(".safetensors"))])
+    _, path = saved("resnet50", num_classes=1000)
+    convert.main([str(path), "--model", "resnet50", "--check", "--to", str(path.with_suffix(".safetensors"))])
     screen = capsys.readouterr().out
-    assert "the same to 0.0001 of the largest output, in all 8 blocks and the logits" in screen
+    assert "the same to 0.0001 of the largest output, in all 16 blocks and the logits" in screen
     assert "images 224 pixels, the central 0.875 of the short side, bilinear, RGB" in screen
     assert preprocessing(path.with_suffix(".safetensors")).class_names[207] == "golden retriever"
     monkeypatch.setattr("resnet_jax.weights.compare.TOLERANCE", 1e-9)
     with pytest.raises(SystemExit) as end:
-        convert.main([str(path), "--model", "resnet18", "--check"])
+        convert.main([str(path), "--model", "resnet50", "--check"])
     assert end.value.code == 3
     assert capsys.readouterr().err.startswith("error: stage1_block1 is the first to diverge")
