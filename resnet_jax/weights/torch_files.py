@@ -105,17 +105,23 @@ def _arrays(
         return arrays
 
 
-def _state_dict(path, value) -> dict[str, Tensor]:
+def unnested(value: object) -> object:
+    """The state dict in what a training script saved, by the names of the net itself; what is no dict, as it is."""
     if isinstance(value, dict):
         value = next((value[key] for key in _NESTED if isinstance(value.get(key), dict)), value)
+        if all(isinstance(name, str) and name.startswith(_PARALLEL) for name in value):
+            value = {name.removeprefix(_PARALLEL): tensor for name, tensor in value.items()}
+    return value
+
+
+def _state_dict(path, value) -> dict[str, Tensor]:
+    value = unnested(value)
     if not isinstance(value, dict):
         raise refuse(path, "a dict of tensors by name", f"a {type(value).__name__}")
     for name, tensor in value.items():
         if not isinstance(name, str) or not isinstance(tensor, Tensor):
             expected = f"tensors by name, there or under one of {', '.join(_NESTED)}"
             raise refuse(path, expected, f"a {type(tensor).__name__} named {short(name)}")
-    if all(name.startswith(_PARALLEL) for name in value):
-        return {name.removeprefix(_PARALLEL): tensor for name, tensor in value.items()}
     return value
 
 

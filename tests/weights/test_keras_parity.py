@@ -36,6 +36,17 @@ def test_legacy_files_and_those_of_keras_3_hold_the_same_weights(tmp_path):
     jax.tree.map(np.testing.assert_array_equal, new.variables, legacy.variables)
 
 
+def test_a_file_that_keras_takes_for_one_of_another_format_is_told_in_one_line(tmp_path):
+    keras_net("ResNet50", 3, (64, 64, 3)).save_weights(tmp_path / "net.weights.h5")
+    loaded = read_pretrained("keras_resnet50", (tmp_path / "net.weights.h5").rename(tmp_path / "net.hdf5"))
+    with (
+        jax.numpy_rank_promotion("allow"),
+        pytest.raises(UserError, match="--check: Keras itself cannot load") as error,
+    ):
+        compare(loaded, images((64, 65)))
+    assert "\n" not in str(error.value)
+
+
 def test_the_nets_of_keras_are_others_than_those_of_the_papers(tmp_path):
     keras_net("ResNet50", 3, (64, 64, 3)).save_weights(tmp_path / "net.weights.h5")
     with pytest.raises(UserError, match="found resnet50: its paddings, strides or.*try keras_resnet50"):

@@ -1,5 +1,6 @@
 """Every net of torchvision and timm that we have, block by block, where they are installed (CI installs them)."""
 
+import argparse
 import functools
 
 import jax
@@ -136,6 +137,31 @@ def test_images_are_normalised_as_timm_does():
     for name in names:
         expected, found = timm.get_pretrained_cfg(name), CONVENTIONS[convention(name, "torch")]
         assert (tuple(found["mean"]), tuple(found["std"])) == (expected.mean, expected.std), name
+
+
+def test_grey_nets_of_timm_are_checked_by_timm_where_torchvision_has_the_name_too(tmp_path):
+    import timm
+
+    torch.save(timm.create_model("resnet18", num_classes=7, in_chans=1).state_dict(), tmp_path / "grey.pth")
+    loaded = read_pretrained("resnet18", tmp_path / "grey.pth")
+    assert not any(d.diverges for d in compare(loaded, images((64, 65), channels=1)))
+
+
+def test_checkpoints_of_training_are_checked_as_they_are_read(saved, tmp_path):
+    net, _ = saved("resnet18")
+    state = {f"module.{name}": tensor for name, tensor in net.state_dict().items()}
+    torch.save({"epoch": 3, "state_dict": state}, tmp_path / "last.pth.tar")
+    assert not any(d.diverges for d in compare(read_pretrained("resnet18", tmp_path / "last.pth.tar"), images()))
+
+
+def test_what_torch_cannot_load_is_told_in_one_line(saved, tmp_path, capsys):
+    net, _ = saved("resnet18")
+    state = {"state_dict": net.state_dict(), "args": argparse.Namespace(lr=0.1)}
+    torch.save(state, tmp_path / "last.pth")
+    with pytest.raises(SystemExit) as end:
+        convert.main([str(tmp_path / "last.pth"), "--model", "resnet18", "--check"])
+    error = capsys.readouterr().err
+    assert end.value.code == 2 and "--check: torch itself cannot load this file: " in error and error.count("\n") == 1
 
 
 def test_the_first_block_that_diverges_is_named(saved):
