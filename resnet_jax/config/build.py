@@ -52,12 +52,12 @@ def resolve(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
     return config
 
 
-def make_recipe(config: ml_collections.ConfigDict, workdir: pathlib.Path = pathlib.Path()) -> Recipe:
+def make_recipe(config: ml_collections.ConfigDict, workdir: pathlib.Path | None = None) -> Recipe:
     """The recipe of a config; of a dataset that stays on disk the metadata are read.
 
     Args:
       config: config of a run.
-      workdir: run directory, where the run may have begun.
+      workdir: run directory, where the run may have begun; or None.
 
     Raises:
       UserError: a config that cannot run, or data that are not there.

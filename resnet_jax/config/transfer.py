@@ -32,7 +32,9 @@ class Start(NamedTuple):
     words: str
 
 
-def normalized_as_weights(config: ml_collections.ConfigDict, info: DatasetInfo, workdir: pathlib.Path) -> DatasetInfo:
+def normalized_as_weights(
+    config: ml_collections.ConfigDict, info: DatasetInfo, workdir: pathlib.Path | None
+) -> DatasetInfo:
     """Dataset metadata with the mean and std by which the weights of `init_from` know their images.
 
     A run that has begun has them in its card, so that it can be resumed where these weights are gone.
@@ -40,9 +42,9 @@ def normalized_as_weights(config: ml_collections.ConfigDict, info: DatasetInfo, 
     Args:
       config: config of the run, `data.normalization` "weights".
       info: metadata of the data set.
-      workdir: run directory.
+      workdir: run directory; or None.
     """
-    began = read_card(workdir) if workdir.is_dir() else None
+    began = read_card(workdir) if workdir is not None and workdir.is_dir() else None
     images = (began or _card_of(config)).preprocessing
     if images["mean_image"] is not None:
         raise UserError("data.normalization: expected weights of images normalised by channel, found a mean image")

@@ -192,6 +192,16 @@ def test_what_needs_weights_to_begin_with_says_so(settings):
         resolve(tiny_config(**settings))
 
 
+def test_a_card_in_the_current_directory_is_not_that_of_the_run(source, tmp_path, monkeypatch):
+    card = json.loads((source / "card.json").read_text())
+    card["preprocessing"]["mean"] = [0.9]
+    (tmp_path / "card.json").write_text(json.dumps(card))
+    monkeypatch.chdir(tmp_path)
+    config = resolve(tiny_config(init_from=str(source), data__normalization="weights"))
+    assert make_recipe(config).info.mean == DATASETS["digits"].mean
+    assert make_recipe(config, tmp_path).info.mean == (0.9,)
+
+
 def test_another_set_of_classes_needs_a_new_head(source, tmp_path):
     write_classes(tmp_path / "photos" / "train", 6)
     write_classes(tmp_path / "photos" / "test", 2)
