@@ -95,7 +95,7 @@ def read_json(path: pathlib.Path) -> dict:
     """A JSON object from a file, or `UserError`."""
     try:
         value = json.loads(path.read_text())
-    except (OSError, ValueError) as error:  # ValueError: not text, or not JSON
+    except (OSError, ValueError, RecursionError) as error:  # ValueError: not text, or not JSON
         raise UserError(f"{path}: cannot be read: {error}; mend or move it") from None
     if not isinstance(value, dict):
         raise UserError(f"{path}: expected a JSON object, found {type(value).__name__}; mend or move it")

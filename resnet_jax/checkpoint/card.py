@@ -2,15 +2,16 @@
 
 import dataclasses
 import pathlib
+import reprlib
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from resnet_jax.checkpoint.files import check_format
-from resnet_jax.data.preprocessing import Preprocessing
+from resnet_jax.data.preprocessing import Preprocessing, is_side
 from resnet_jax.errors import UserError
-from resnet_jax.models import create_model
+from resnet_jax.models import create_model, floating_dtype
 from resnet_jax.workdir import read_json
 
 FORMAT = 1
@@ -55,24 +56,30 @@ class ModelCard:
         Raises:
           UserError: it is no card, or one of a newer version.
         """
+        if not isinstance(values, dict):
+            raise UserError(f"{where}: expected a model card, found a {type(values).__name__}; mend or move it")
         check_format(values.get("format"), FORMAT, where)
         fields = dataclasses.fields(cls)
         required = [field.name for field in fields if field.default is dataclasses.MISSING]
         if missing := [name for name in required if name not in values]:
             raise UserError(f"{where}: expected a model card, found no {', '.join(missing)}; mend or move it")
-        card = cls(**{field.name: values[field.name] for field in fields if field.name in values})
-        shape, class_names = tuple(card.input_shape), tuple(card.class_names)
-        card = dataclasses.replace(card, input_shape=shape, class_names=class_names)
+        values = {field.name: values[field.name] for field in fields if field.name in values}
         try:
+            _check_kinds(values)
+            shape, class_names = tuple(values["input_shape"]), tuple(values["class_names"])
+            card = cls(**{**values, "input_shape": shape, "class_names": class_names})
             card.create_preprocessing()
             card.create_model()
-        except TypeError as error:
-            raise UserError(f"{where}: expected a model card, found {error}; mend or move it") from None
+        except UserError as error:
+            raise UserError(f"{where}: {error}") from None
+        except Exception as error:  # of many types, as what a file says is handed on to the functions of models
+            found = f"{type(error).__name__}: {reprlib.repr(str(error))}"
+            raise UserError(f"{where}: expected a model card, found {found}; mend or move it") from None
         return card
 
     def create_model(self) -> nn.Module:
         """The model; `card_of` gives its card."""
-        model = create_model(**{**self.model, "dtype": jnp.dtype(self.model["dtype"])})
+        model = create_model(**{**self.model, "dtype": floating_dtype(self.model.get("dtype"))})
         object.__setattr__(model, _ATTRIBUTE, self)  # beside the fields of the frozen module, so its value is the same
         return model
 
@@ -83,6 +90,23 @@ class ModelCard:
     def create_preprocessing(self) -> Preprocessing:
         """The function from images to model input."""
         return Preprocessing(**self.preprocessing, class_names=self.class_names)
+
+
+def _check_kinds(values: dict) -> None:
+    kinds = {
+        **dict.fromkeys(("model", "preprocessing", "data", "source"), dict),
+        **dict.fromkeys(("input_shape", "class_names"), (list, tuple)),
+        "best_metric": str,
+        "max_corrupt": (int, float),
+    }
+    for name, value in values.items():
+        if not isinstance(value, kinds[name]):
+            raise UserError(f"expected a model card, found {name}: {reprlib.repr(value)}; mend or move it")
+    shape, class_names = values["input_shape"], values["class_names"]
+    if not (len(shape) == 3 and all(map(is_side, shape[:2])) and shape[2] in (1, 3)):
+        raise UserError(f"input_shape: expected height, width and 1 or 3 channels, found {reprlib.repr(shape)}")
+    if not all(isinstance(name, str) for name in class_names):
+        raise UserError(f"class_names: expected text, found {reprlib.repr(class_names)}")
 
 
 def card_of(model: nn.Module) -> ModelCard:

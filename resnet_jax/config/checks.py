@@ -8,6 +8,7 @@ import ml_collections
 from resnet_jax.data.augment import POLICIES
 from resnet_jax.data.crops import INTERPOLATIONS, VIEWS
 from resnet_jax.data.info import DATASETS, DatasetInfo
+from resnet_jax.data.preprocessing import MAX_SIDE
 from resnet_jax.data.reader import WORKERS
 from resnet_jax.data.splits import check_dataset_name, number_of
 from resnet_jax.data.verify import HOW
@@ -50,7 +51,6 @@ _MAY_BE_NONE = (
     "eval.max_examples train.bce_threshold parallel.devices train.epochs train.steps"
 ).split()
 
-_MAX_SIDE = 8192  # pixels
 _RANGES = {
     "at least 1": (
         lambda x: x >= 1,
@@ -58,7 +58,7 @@ _RANGES = {
         "parallel.devices eval.batch_size eval.max_examples checkpoint.keep log.every_steps augment.repeats",
     ),
     "1 to 16": (lambda x: 1 <= x <= 16, "augment.num_ops"),
-    f"1 to {_MAX_SIDE}": (lambda x: 1 <= x <= _MAX_SIDE, "data.image_size eval.image_size"),
+    f"1 to {MAX_SIDE}": (lambda x: 1 <= x <= MAX_SIDE, "data.image_size eval.image_size"),
     "1 to 1024": (lambda x: 1 <= x <= 1024, "data.num_workers"),
     "more than 0": (lambda x: x > 0, "norm.epsilon optim.factor optim.power data.test_size"),
     "more than 0 and at most 1e9": (lambda x: 0 < x <= 1e9, "train.epochs"),
@@ -158,7 +158,7 @@ def _is_factor(pair) -> bool:
 def _is_size(pair) -> bool:
     if len(pair) != 2 or not isinstance(pair[0], int | float) or not isinstance(pair[1], int):
         return False
-    return 0 <= pair[0] < 1 and 1 <= pair[1] <= _MAX_SIDE
+    return 0 <= pair[0] < 1 and 1 <= pair[1] <= MAX_SIDE
 
 
 def _check_augmentation(config: ml_collections.ConfigDict) -> None:
@@ -180,7 +180,7 @@ def _check_augmentation(config: ml_collections.ConfigDict) -> None:
     if not all(map(_is_size, sizes)) or sorted(sizes) != sizes:
         raise UserError(
             "augment.sizes: expected pairs of a fraction of the run, from 0 to less than 1 and rising, and a whole "
-            f"number of pixels up to {_MAX_SIDE}, found {tuple(augment.sizes)}"
+            f"number of pixels up to {MAX_SIDE}, found {tuple(augment.sizes)}"
         )
     if config.train.batch_size % augment.repeats:
         raise UserError(

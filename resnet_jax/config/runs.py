@@ -23,6 +23,7 @@ from resnet_jax.data.sampling import read_image
 from resnet_jax.data.splits import PHOTO_MEAN, PHOTO_STD, check_same_classes, dataset_info, load_splits
 from resnet_jax.errors import UserError
 from resnet_jax.models import floating_dtype
+from resnet_jax.weights.checks import reading
 from resnet_jax.weights.hub import HUB
 from resnet_jax.weights.native import SUFFIX, has_card, read_native, read_native_card
 from resnet_jax.weights.pretrained import read_pretrained
@@ -96,7 +97,8 @@ def _read_step(path, step, ema) -> tuple[ModelCard, dict]:
     folder = _step_folder(path, step)
     items, meta = read_step(folder, ("model",))
     card = _card_of_step(folder, meta.card)
-    shapes = card.variable_shapes()
+    with reading(folder, "a model card"):
+        shapes = card.variable_shapes()
     has_ema = any(name.startswith("ema.") for name in items["model"])
     variables = unflatten({**shapes, "ema": shapes} if has_ema else shapes, items["model"], folder)
     if ema and not has_ema:

@@ -2,7 +2,10 @@
 
 import dataclasses
 import functools
+import math
+import numbers
 import pathlib
+import reprlib
 from collections.abc import Sequence
 
 import jax
@@ -11,10 +14,13 @@ import numpy as np
 from PIL import Image
 
 from resnet_jax.data.augment import normalize
-from resnet_jax.data.crops import EVALUATION_VIEWS
+from resnet_jax.data.crops import EVALUATION_VIEWS, INTERPOLATIONS
 from resnet_jax.data.decode import CorruptImage, decode
 from resnet_jax.data.files import read_bytes
 from resnet_jax.errors import UserError
+
+MAX_SIDE = 8192  # pixels of images that models take
+CHANNEL_ORDERS = ("RGB", "BGR", "L")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,6 +41,9 @@ class Preprocessing:
       mean_image: (size, size, channels) nested lists, subtracted instead of `mean`; or None.
       resize: side that the normalised square is resized to; None for as it is.
       class_names: one name per label, in label order.
+
+    Raises:
+      UserError: a value that is none of these.
     """
 
     size: int
@@ -46,6 +55,24 @@ class Preprocessing:
     mean_image: Sequence | None = None
     resize: int | None = None
     class_names: tuple[str, ...] = ()
+
+    def __post_init__(self):
+        sides, fraction = f"a whole number from 1 to {MAX_SIDE}", self.crop_fraction
+        _require("size", self.size, is_side(self.size), sides)
+        _require("resize", self.resize, self.resize is None or is_side(self.resize), f"None or {sides}")
+        is_share = fraction is None or (_is_number(fraction) and 0 < fraction <= 1)
+        _require("crop_fraction", fraction, is_share, "None, or more than 0 and at most 1")
+        for field, known in (("interpolation", INTERPOLATIONS), ("channel_order", CHANNEL_ORDERS)):
+            value = getattr(self, field)
+            _require(field, value, isinstance(value, str) and value in known, f"one of {', '.join(known)}")
+        channels = len(self.channel_order)
+        for field in ("mean", "std"):
+            value = getattr(self, field)
+            holds = isinstance(value, list | tuple) and len(value) == channels and all(map(_is_number, value))
+            _require(field, value, holds, f"{channels} numbers, one for each channel")
+        if self.mean_image is not None:
+            is_image = np.asarray(self.mean_image, np.float32).shape == self.view_shape
+            _require("mean_image", self.mean_image, is_image, f"shape {self.view_shape}")
 
     @property
     def view_shape(self) -> tuple[int, int, int]:
@@ -107,6 +134,20 @@ class Preprocessing:
 def mean_image(images: np.ndarray) -> list:
     """The mean of uint8 images (n, h, w, c) on the scale 0..1, as nested lists of float32 values."""
     return np.float32(images.mean(axis=0, dtype=np.float64) / 255).tolist()
+
+
+def is_side(value: object) -> bool:
+    """True for a number of pixels, 1 to `MAX_SIDE`."""
+    return isinstance(value, numbers.Integral) and 1 <= value <= MAX_SIDE
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, numbers.Real) and math.isfinite(value)
+
+
+def _require(field: str, value: object, holds: bool, expected: str) -> None:
+    if not holds:
+        raise UserError(f"preprocessing.{field}: expected {expected}, found {reprlib.repr(value)}")
 
 
 def _grey(image: np.ndarray) -> np.ndarray:

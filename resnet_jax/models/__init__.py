@@ -30,6 +30,8 @@ _TABLES = {
     "stem": STEMS,
     "gate": GATES,
 }
+_FUNCTIONS = ("block", "first_block", "last_activation", "strides")
+_MAX_BLOCKS = 1000
 
 # Attributes of models, and settings of norms, of which logits in evaluation do not depend.
 _OF_TRAINING = {
@@ -116,13 +118,17 @@ def create_model(name: str, *, num_classes: int, dtype=jnp.float32, **overrides)
             overrides[key] = _value(key, value)
         if key in ("groups", "base_width", "width"):
             _check_count(key, value)
+        if key in _FUNCTIONS and not (callable(value) or (key == "first_block" and value is None)):
+            raise UserError(f"model.{key}: expected a class or function, found {value!r}")
+        if key == "stage_sizes":
+            _check_stage_sizes(value)
     return MODELS[name](num_classes=num_classes, dtype=dtype, **overrides)
 
 
 def floating_dtype(dtype: object) -> jnp.dtype:
     """The dtype of a name or type, or `UserError` if it is no floating point dtype."""
     try:
-        found = jnp.dtype(dtype)
+        found = None if dtype is None else jnp.dtype(dtype)  # None is NumPy's float64
     except (TypeError, ValueError, SyntaxError):  # as NumPy's grammar of dtypes has it
         found = None
     if found is None or not jnp.issubdtype(found, jnp.floating):
@@ -133,6 +139,14 @@ def floating_dtype(dtype: object) -> jnp.dtype:
 def _check_count(key: str, value: object) -> None:
     if not isinstance(value, int) or value < 1:
         raise UserError(f"model.{key}: expected a whole number, min 1, found {value!r}")
+
+
+def _check_stage_sizes(sizes: object) -> None:
+    counts = isinstance(sizes, list | tuple) and all(isinstance(size, int) and size > 0 for size in sizes)
+    if not (counts and 0 < sum(sizes) <= _MAX_BLOCKS):
+        raise UserError(
+            f"model.stage_sizes: expected blocks per stage, min 1 and at most {_MAX_BLOCKS} together, found {sizes!r}"
+        )
 
 
 def _value(kind: str, given) -> Callable | Stem | None:

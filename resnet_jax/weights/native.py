@@ -12,6 +12,7 @@ from safetensors import numpy as safetensors
 from resnet_jax.checkpoint.card import ModelCard
 from resnet_jax.checkpoint.files import digest
 from resnet_jax.errors import UserError
+from resnet_jax.weights.checks import reading
 from resnet_jax.weights.read import read_arrays
 from resnet_jax.weights.sources import SOURCES, computes_alike, table_of
 from resnet_jax.weights.trees import Flat, check_fit, flatten, to_theirs, unflatten
@@ -56,7 +57,9 @@ def read_native(path: pathlib.Path) -> tuple[ModelCard, dict]:
       UserError: it is not there, corrupt, or of another library.
     """
     card, arrays = _read(path)
-    flat = check_fit(arrays, card.variable_shapes(), path)
+    with reading(path, "a model card"):
+        shapes = card.variable_shapes()
+    flat = check_fit(arrays, shapes, path)
     return card, unflatten({name: jnp.asarray(array) for name, array in flat.items()})
 
 
@@ -78,12 +81,8 @@ def _read(path: pathlib.Path) -> tuple[ModelCard, Flat]:
             "they are another library's: python -m resnet_jax.convert FILE --model NAME --to OUT.safetensors, or "
             "load_pretrained(NAME, FILE)"
         )
-    try:
+    with reading(path, "a model card"):
         card = ModelCard.from_json(json.loads(file.metadata[_CARD]), path)
-    except ValueError as error:
-        if isinstance(error, UserError):
-            raise
-        raise UserError(f"{path}: expected a model card in its header, found none that is JSON; get it again") from None
     if digest(file.arrays) != file.metadata.get(_DIGEST):
         raise UserError(f"{path}: expected arrays with the digest in its header, found others: corrupt; get it again")
     return card, file.arrays

@@ -13,6 +13,7 @@ import resnet_jax
 from resnet_jax import UserError, evaluate
 from resnet_jax.checkpoint import ModelCard
 from resnet_jax.checkpoint.files import FORMAT, read_meta
+from tests.tiny import make_recipe, tiny_config
 
 
 @pytest.fixture
@@ -117,6 +118,59 @@ def test_a_file_that_is_no_card_is_refused(copy, text, message):
     (copy / "card.json").write_text(text)
     with pytest.raises(UserError, match=message):
         resnet_jax.preprocessing(copy)
+
+
+_WRONG = {
+    "input_shape": (3, "abc", None, [8, 8], [8, 8, 2], [8, 8, 1.5], ["8", "8", "1"], [0, 8, 1], [10**9, 10**9, 1]),
+    "class_names": (None, "ab", [1], {}),
+    "best_metric": (None, 3),
+    "max_corrupt": (None, "1"),
+    **dict.fromkeys(("model", "preprocessing", "data", "source"), (None, "x", [], 3)),
+    "model.name": (None, 3, "tinny"),
+    "model.num_classes": (None, "x", -1),
+    "model.dtype": (None, "foo", "int32", []),
+    "model.stage_sizes": (None, "ab", [], [-1], [1, "x"], [10**9], 3),
+    "model.block": (None, "x"),
+    "model.strides": (None, "x"),
+    "model.norm": (3, {"name": []}, {"name": "batch", "x": 1}),
+    "model.x": (1,),
+    "preprocessing.size": ("zzz", None, 0, 10**9, 8.5),
+    "preprocessing.resize": ("zzz", 0, 10**9),
+    "preprocessing.crop_fraction": ("x", 0, 2),
+    "preprocessing.interpolation": ("zzz", None, []),
+    "preprocessing.channel_order": ("XYZ", None, []),
+    "preprocessing.mean": (None, [], ["x"], [0.5, 0.5], "x", [10**400], [float("nan")]),
+    "preprocessing.std": (None, [], ["x"], [0.5, 0.5]),
+    "preprocessing.mean_image": ("x", [[1.0]], [[[1.0], [2.0]], [[3.0]]]),
+    "preprocessing.x": (1,),
+}
+
+
+@pytest.mark.parametrize("field", _WRONG)
+def test_a_field_of_a_wrong_kind_is_refused(field):
+    for value in _WRONG[field]:
+        card = make_recipe(tiny_config()).card({}).to_json()
+        *path, last = field.split(".")
+        (card[path[0]] if path else card)[last] = value
+        with pytest.raises(UserError, match=r"^FILE: (expected a model card|\S+: )") as refused:
+            ModelCard.from_json(card, "FILE")
+        assert "\n" not in str(refused.value) and len(str(refused.value)) < 2000
+
+
+def test_what_is_no_json_object_is_no_card(tmp_path):
+    for value in ([], "x", None, 3):
+        with pytest.raises(UserError, match="FILE: expected a model card, found a"):
+            ModelCard.from_json(value, "FILE")
+    (tmp_path / "card.json").write_text("[" * 100_000)
+    with pytest.raises(UserError, match="card.json: cannot be read"):
+        resnet_jax.preprocessing(tmp_path)
+
+
+def test_a_card_without_a_dtype_is_refused():
+    card = make_recipe(tiny_config()).card({}).to_json()
+    del card["model"]["dtype"]
+    with pytest.raises(UserError, match="FILE: dtype: expected a floating point dtype, found None"):
+        ModelCard.from_json(card, "FILE")
 
 
 def test_a_step_of_a_newer_version_is_refused(copy):

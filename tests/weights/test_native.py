@@ -1,5 +1,6 @@
 """Our own weight files, and `python -m resnet_jax.convert`."""
 
+import json
 import subprocess
 import sys
 
@@ -8,9 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
+from safetensors.numpy import load_file, save_file
 
 import resnet_jax
 from resnet_jax import UserError, convert, export, predict
+from resnet_jax.checkpoint.files import digest
 from resnet_jax.commands import make_console
 from resnet_jax.config.train import train
 from tests.runs import ROOT
@@ -95,6 +98,16 @@ def test_a_flipped_bit_is_found(exported):
     exported.write_bytes(content)
     with pytest.raises(UserError, match="expected arrays with the digest in its header, found others: corrupt"):
         resnet_jax.load_checkpoint(exported)
+
+
+def test_a_crafted_card_is_refused(exported):
+    arrays, card = load_file(exported), resnet_jax.load_card(exported).to_json()
+    zero = {**card, "model": {**card["model"], "norm": {"name": "group", "groups": 0}}}
+    for crafted in ("[" * 100_000, "[]", "null", "{", json.dumps(zero)):
+        save_file(arrays, exported, {"resnet_jax.card": crafted, "resnet_jax.digest": digest(arrays)})
+        with pytest.raises(UserError, match="run.safetensors: expected a model card") as refused:
+            resnet_jax.load_checkpoint(exported)
+        assert "\n" not in str(refused.value)
 
 
 def test_files_of_others_and_wrong_uses_are_refused_with_what_to_do(run, exported, tmp_path, capsys):
