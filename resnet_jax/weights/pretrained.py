@@ -18,7 +18,7 @@ from resnet_jax.models import STEMS, create_model
 from resnet_jax.weights.hub import HUB, download
 from resnet_jax.weights.read import read_arrays
 from resnet_jax.weights.sources import CONVENTIONS, SOURCES, check_model, convention, recognized, table_of
-from resnet_jax.weights.trees import HEAD, Flat, flatten, to_ours, unflatten
+from resnet_jax.weights.trees import HEAD, Flat, Table, flatten, to_ours, unflatten
 
 HEADS = ("keep", "new")
 # Ends of the names of torchvision's files whose weights are evaluated on the centre of 232 pixels ("IMAGENET1K_V2").
@@ -89,7 +89,7 @@ def read_pretrained(
 
     Args:
       name, source: see there.
-      num_classes: size of the logits; default: that of the weights.
+      num_classes: size of the logits; default: that of the weights' head.
       head: "keep", or "new" for a head with random weights (`num_classes` outputs).
       preprocessing: key of `CONVENTIONS`; default: that of the library's own nets.
       dtype: precision of the computation; weights are float32.
@@ -115,18 +115,8 @@ def read_pretrained(
     table = table_of(model, shapes, key)
     places = table.places(model, shapes)
     shapes = _with_sizes_of_file(shapes, arrays, places)
-    found_classes = shapes[f"params/{HEAD}/bias"].shape[0]
-    if head == "keep" and num_classes not in (None, found_classes):
-        raise UserError(
-            f"num_classes: expected the {found_classes} of the weights in {path}, found {num_classes}; for a new head "
-            "with random weights say so: head='new'"
-        )
-    classes = num_classes or found_classes
-    if head == "new":
-        flat = _without_head(arrays, places, shapes, path, table.ignored)
-        flat |= _new_head(shapes[f"params/{HEAD}/kernel"].shape[0], classes)
-    else:
-        flat = to_ours(arrays, places, shapes, path, table.ignored)
+    flat = _placed(arrays, table, places, shapes, path, head, num_classes)
+    classes = flat[f"params/{HEAD}/bias"].shape[0]
     channels = shapes[first_kernel(shapes)].shape[2]
     images = _for_channels(images, channels, path)
     card = ModelCard(
@@ -141,12 +131,23 @@ def read_pretrained(
     return Pretrained(card, card.create_model(), variables, key, path)
 
 
-def _without_head(arrays: Flat, places: dict, shapes: Flat, path: pathlib.Path, ignored: str) -> Flat:
-    """Our variables but for the head, which a file may have or lack."""
-    head = {ours for ours in places if ours.split("/")[1] == HEAD}
-    kept = {name: x for name, x in arrays.items() if name not in {places[ours].name for ours in head}}
-    body = {ours: place for ours, place in places.items() if ours not in head}
-    return to_ours(kept, body, {ours: shapes[ours] for ours in body}, path, ignored)
+def _placed(arrays: Flat, table: Table, places: dict, shapes: Flat, path, head: str, num_classes: int | None) -> Flat:
+    """Our variables by path: the arrays of a file, and the new head if it is asked for."""
+    found = shapes[f"params/{HEAD}/bias"].shape[0]
+    if head == "keep":
+        if num_classes not in (None, found):
+            raise UserError(
+                f"num_classes: expected the {found} of the weights in {path}, found {num_classes}; for a new head with "
+                "random weights say so: head='new'"
+            )
+        return to_ours(arrays, places, shapes, path, table.ignored)
+    of_head = {ours: place.name for ours, place in places.items() if ours.split("/")[1] == HEAD}
+    if num_classes is None and not set(of_head.values()) & arrays.keys():
+        raise UserError(f"num_classes: expected the number for a new head, as {path} has no head, found none")
+    body = {ours: place for ours, place in places.items() if ours not in of_head}
+    kept = {name: array for name, array in arrays.items() if name not in of_head.values()}
+    flat = to_ours(kept, body, {ours: shapes[ours] for ours in body}, path, table.ignored)
+    return flat | _new_head(shapes[f"params/{HEAD}/kernel"].shape[0], num_classes or found)
 
 
 def _new_head(features: int, num_classes: int) -> Flat:

@@ -46,6 +46,8 @@ def test_a_backbone_without_a_head_takes_a_new_one_alone(saved):
     with_arrays(path, fc__weight=None, fc__bias=None)
     with pytest.raises(UserError, match="missing: fc.kernel|missing: fc.(weight|bias), fc.(weight|bias)"):
         load_pretrained("tiny", path)
+    with pytest.raises(UserError, match="num_classes: expected the number for a new head, as .* has no head"):
+        load_pretrained("tiny", path, head="new")
     model, found = load_pretrained("tiny", path, head="new", num_classes=3)
     assert model.num_classes == 3 and found["params"]["fc"]["kernel"].shape == (8, 3)
     for tree in (found["params"], variables["params"]):
