@@ -9,8 +9,8 @@ STEPS = 20
 
 
 def train(steps=STEPS, **overrides):
-    """Losses of each step, and the final state."""
-    settings = {"train__steps": steps, "train__batch_size": 64, "augment__pad_crop": 1, "augment__mixup": 0.2}
+    """Losses of each step, the state after the last of them, and the program, which calls of other lengths share."""
+    settings = {"train__steps": STEPS, "train__batch_size": 64, "augment__pad_crop": 1, "augment__mixup": 0.2}
     _, program, state = build(tiny_config(**settings, **overrides))
     losses = []
     for step in range(steps):
