@@ -8,9 +8,13 @@ from unittest import mock
 
 # Before JAX starts: four virtual devices, so that data parallelism is tested everywhere, and quick compilation, since
 # most programs here run for a moment. (The golden files were made without it and hold; test_ablate does without it.)
-QUICK_COMPILATION = "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
 os.environ["XLA_FLAGS"] = " ".join(
-    [QUICK_COMPILATION, os.environ.get("XLA_FLAGS", ""), "--xla_force_host_platform_device_count=4"]
+    [
+        "--xla_backend_optimization_level=0",
+        "--xla_cpu_use_fusion_emitters=false",
+        os.environ.get("XLA_FLAGS", ""),
+        "--xla_force_host_platform_device_count=4",
+    ]
 )
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"  # several tests, and processes, need the same
