@@ -1,5 +1,6 @@
 """The scripts of examples/, run as they are, and what they print and write against other ways to know it."""
 
+import functools
 import json
 import os
 import pathlib
@@ -8,6 +9,7 @@ import shutil
 import subprocess
 import sys
 
+import jax
 import numpy as np
 import pytest
 from PIL import Image
@@ -66,6 +68,32 @@ def folder(reproduced):
     return reproduced[0]
 
 
+SCRIPTS = [
+    *(["linear_probe"], ["nearest_neighbours"], ["transfer"], ["class_activation"], ["average_weights"]),
+    *(["backbone", "runs/digits", mode] for mode in ("frozen", "trained")),
+]
+RUN = """
+import contextlib, io, json, runpy, sys, numpy
+from resnet_jax.weights.trees import flatten
+examples, scripts = sys.argv[1], json.loads(sys.argv[2])
+for name, *arguments in scripts:
+    sys.argv = [f"{examples}/{name}.py", *arguments]
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
+        names = runpy.run_path(sys.argv[0], run_name="__main__")
+    title = " ".join([name, *arguments[1:]])
+    open(title + ".txt", "w").write(printed.getvalue())
+    if name == "backbone":
+        numpy.savez(title, **flatten(names["variables"]))
+"""
+
+
+@pytest.fixture(scope="module")
+def printed(folder):
+    """What each of the SCRIPTS printed, all in one process; the weights of both backbones are in the folder's .npz."""
+    start(folder, "-c", RUN, EXAMPLES, json.dumps(SCRIPTS))
+    return {path.stem: path.read_text() for path in folder.glob("*.txt")}
+
+
 @pytest.fixture(scope="module")
 def net(folder):
     """(model, variables, images and labels by split) of that run."""
@@ -106,14 +134,15 @@ def test_a_run_is_loaded_and_its_reported_accuracy_found_again(reproduced):
 
 
 @pytest.mark.slow
-def test_the_linear_probe_is_that_of_the_blocks_outputs(folder, net):
+def test_the_linear_probe_is_that_of_the_blocks_outputs(folder, net, printed):
     model, variables, data = net
-    found = accuracies(start(folder, EXAMPLES / "linear_probe.py"))
+    found = accuracies(printed["linear_probe"])
     assert len(found) == 4
+    apply = jax.jit(functools.partial(model.apply, train=False, capture_intermediates=True))
     for block, accuracy in zip(("stage1_block3", "stage2_block3", "stage3_block3"), found[1:], strict=True):
         features = {}
         for split, (images, _) in data.items():
-            _, seen = model.apply(variables, images, train=False, capture_intermediates=True)
+            _, seen = apply(variables, images)
             features[split] = np.asarray(seen["intermediates"][block]["__call__"][0]).mean((1, 2))
         probe = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000))
         probe.fit(features["train"], data["train"][1])
@@ -122,21 +151,19 @@ def test_the_linear_probe_is_that_of_the_blocks_outputs(folder, net):
 
 
 @pytest.mark.slow
-def test_nearest_neighbours_are_those_of_scikit_learn(folder, net):
+def test_nearest_neighbours_are_those_of_scikit_learn(folder, net, printed):
     model, variables, data = net
-    features = {
-        split: model.apply(variables, images, train=False, features=True)[1]["pre_logits"]
-        for split, (images, _) in data.items()
-    }
+    apply = jax.jit(functools.partial(model.apply, train=False, features=True))
+    features = {split: apply(variables, images)[1]["pre_logits"] for split, (images, _) in data.items()}
     truth = KNeighborsClassifier(5, metric="cosine").fit(features["train"], data["train"][1])
-    (found,) = accuracies(start(folder, EXAMPLES / "nearest_neighbours.py"))
+    (found,) = accuracies(printed["nearest_neighbours"])
     assert abs(truth.score(features["test"], data["test"][1]) - found) <= 1.1 * ONE_IMAGE
 
 
 @pytest.mark.slow
-def test_transfer_trains_a_new_head_and_nothing_else(folder, net):
+def test_transfer_trains_a_new_head_and_nothing_else(folder, net, printed):
     _, before, _ = net
-    output = start(folder, EXAMPLES / "transfer.py")
+    output = printed["transfer"]
     result = json.loads((folder / "runs" / "parity" / "result.json").read_text())
     accuracy = result["last"]["test"]["accuracy"]
     assert accuracy > 0.8 and f"even or odd: {accuracy:.2%}" in output
@@ -150,12 +177,12 @@ def test_transfer_trains_a_new_head_and_nothing_else(folder, net):
 
 
 @pytest.mark.slow
-def test_the_first_row_of_pictures_is_the_dot_product_with_the_head(folder, net):
+def test_the_first_row_of_pictures_is_the_dot_product_with_the_head(folder, net, printed):
     model, variables, _ = net
-    output = start(folder, EXAMPLES / "class_activation.py")
+    output = printed["class_activation"]
     digits = np.uint8(load_digits().images[:8] * (255 / 16))[..., None]
     images = (np.float32(digits) / 255 - 0.3049) / 0.3757
-    logits, activations = model.apply(variables, images, train=False, features=True)
+    logits, activations = jax.jit(functools.partial(model.apply, train=False, features=True))(variables, images)
     labels = np.asarray(logits.argmax(axis=1))
     assert output.split()[:8] == [str(label) for label in labels]
     heads = np.asarray(variables["params"]["fc"]["kernel"]).T[labels]
@@ -168,10 +195,10 @@ def test_the_first_row_of_pictures_is_the_dot_product_with_the_head(folder, net)
 
 
 @pytest.mark.slow
-def test_the_average_of_weights_is_the_mean_and_has_statistics_of_its_own(folder, net):
+def test_the_average_of_weights_is_the_mean_and_has_statistics_of_its_own(folder, net, printed):
     _, _, data = net
     run = folder / "runs" / "digits"
-    output = start(folder, EXAMPLES / "average_weights.py")
+    output = printed["average_weights"]
     steps = SavedSteps(run).steps()
     assert len(steps) > 1 and re.findall(r"step (\w+):", output) == [*map(str, steps), "averaged"]
     model, averaged = load_checkpoint(run / "averaged.safetensors")
@@ -179,7 +206,8 @@ def test_the_average_of_weights_is_the_mean_and_has_statistics_of_its_own(folder
     for name, array in flatten(averaged["params"]).items():
         np.testing.assert_allclose(array, np.mean([params[name] for params in each], axis=0), rtol=1e-5, atol=1e-7)
     images, _ = data["train"]
-    _, seen = model.apply(averaged, images, train=True, mutable=["batch_stats"], capture_intermediates=True)
+    apply = functools.partial(model.apply, train=True, mutable=["batch_stats"], capture_intermediates=True)
+    _, seen = jax.jit(apply)(averaged, images)
     outputs = np.asarray(seen["intermediates"]["stage3_block3"]["conv2"]["__call__"][0])
     sets = {"own": averaged["batch_stats"], "loaded": load_checkpoint(run)[1]["batch_stats"]}
     errors = {
@@ -188,26 +216,18 @@ def test_the_average_of_weights_is_the_mean_and_has_statistics_of_its_own(folder
     }
     assert errors["own"] < 0.3 * errors["loaded"], errors
     images, labels = data["test"]
-    score = (model.apply(averaged, images, train=False).argmax(axis=1) == labels).mean()
+    score = (jax.jit(functools.partial(model.apply, train=False))(averaged, images).argmax(axis=1) == labels).mean()
     assert abs(accuracies(output)[-1] - score) <= 1.1 * ONE_IMAGE
-
-
-SAVE = """
-import runpy, sys, numpy
-from resnet_jax.weights.trees import flatten
-script, target, *sys.argv[1:] = sys.argv[1:]
-numpy.savez(target, **flatten(runpy.run_path(script, run_name="__main__")["variables"]))
-"""
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("mode", ["frozen", "trained"])
-def test_a_backbone_learns_only_if_it_is_not_frozen(folder, net, mode, tmp_path):
+def test_a_backbone_learns_only_if_it_is_not_frozen(folder, net, printed, mode):
     _, loaded, _ = net
-    output = start(folder, "-c", SAVE, EXAMPLES / "backbone.py", tmp_path / "end.npz", "runs/digits", mode)
+    output = printed[f"backbone {mode}"]
     (accuracy,) = accuracies(output)
     assert accuracy > 0.5 and output.startswith(mode)  # the most frequent sum has a tenth
-    end = np.load(tmp_path / "end.npz")
+    end = np.load(folder / f"backbone {mode}.npz")
     same = {
         name: np.array_equal(end[name.replace("/", "/backbone/", 1)], array) for name, array in flatten(loaded).items()
     }
@@ -221,7 +241,7 @@ def test_the_notebook_has_the_code_of_the_examples():
 
 
 @pytest.mark.slow
-def test_the_notebook_runs_from_top_to_bottom(folder, tmp_path):
+def test_the_notebook_runs_from_top_to_bottom(folder, printed, tmp_path):
     nbclient, nbformat = pytest.importorskip("nbclient"), pytest.importorskip("nbformat")
     pytest.importorskip("ipykernel")
     shutil.copytree(folder / "runs" / "digits", tmp_path / "runs" / "digits")
@@ -234,5 +254,5 @@ def test_the_notebook_runs_from_top_to_bottom(folder, tmp_path):
     assert [name for name in CELLS if not outputs[name]] == []
     assert "image/png" in outputs["class_activation"]
     assert accuracies(outputs["linear_probe"]) == pytest.approx(
-        accuracies(start(folder, EXAMPLES / "linear_probe.py")), abs=1.1 * ONE_IMAGE
+        accuracies(printed["linear_probe"]), abs=1.1 * ONE_IMAGE
     )
