@@ -14,10 +14,12 @@ weights that know blue, green, red get them in that order.
 Hardware: 2 CPU cores or more. Time: not measured on photographs of any number. Result: none; it depends on the data.
 """
 
+from typing import Literal
+
 import resnet_jax
 
 
-def get_config(phase: str = "head"):
+def get_config(phase: Literal["head", "all"] = "head"):
     config = resnet_jax.get_config("folder")
     config.model.name = "resnet50"
     config.init_from = "resnet50-11ad3fa6.pth" if phase == "head" else "runs/head"

@@ -18,14 +18,14 @@ Differences: bfloat16, not float16 with loss scaling; original ImageNet files, n
 them re-encoded.
 """
 
+from typing import Literal
+
 import resnet_jax
 
 GROWN_AT = {"16": 12, "88": 71}  # epochs of the run: first epoch with images of 192 pixels
 
 
-def get_config(epochs="16"):
-    if epochs not in GROWN_AT:
-        raise ValueError(f"imagenet_fast.py: expected {' or '.join(GROWN_AT)} epochs after the colon, found {epochs}")
+def get_config(epochs: Literal["16", "88"] = "16"):
     config = resnet_jax.get_config()
     config.dtype = "bfloat16"
     config.model.name = "resnet50"

@@ -17,6 +17,8 @@ Hardware: 2 CPU cores. Time: 35 minutes for both, beside other work. Result: non
 show; the tables are in docs/studies.md.
 """
 
+from typing import Literal
+
 import resnet_jax
 from resnet_jax.studies import cell, make_study
 
@@ -25,7 +27,7 @@ _TRAINING_SPLIT = {"digits": 1437, "fashion_mnist": 60_000}
 _OTHER = {"digits": "fashion_mnist", "fashion_mnist": "digits"}
 
 
-def get_config(data: str = "digits"):
+def get_config(data: Literal["digits", "fashion_mnist", "pretrain_digits", "pretrain_fashion_mnist"] = "digits"):
     if data.startswith("pretrain_"):
         return _pretraining(data.removeprefix("pretrain_"))
     experiment = _experiment(data)

@@ -10,7 +10,7 @@ import pathlib
 import re
 import warnings
 from collections.abc import Callable, Iterable, Iterator
-from typing import NamedTuple
+from typing import NamedTuple, get_args
 
 from absl import flags
 from ml_collections import ConfigDict, config_flags
@@ -66,14 +66,22 @@ def get_config(name: str = "default") -> ConfigDict:
         spec.loader.exec_module(module)
         if not callable(getattr(module, "get_config", None)):
             raise UserError(f"--config: expected a function get_config in {path}, found none")
-        takes_argument = bool(inspect.signature(module.get_config).parameters)
-        if argument and not takes_argument:
-            raise UserError(f"--config: expected no argument after {name}, found {argument!r}")
+        if argument:
+            _check_choice(name, argument, inspect.signature(module.get_config, eval_str=True))
         return module.get_config(argument) if argument else module.get_config()
     except UserError:
         raise
     except Exception as error:  # whatever is wrong in somebody's file
         raise UserError(f"--config: {path} cannot be loaded: {type(error).__name__}: {error}") from error
+
+
+def _check_choice(name: str, argument: str, signature: inspect.Signature) -> None:
+    """Refuse what a config file does not take after the colon; it may name its choices as a `Literal`."""
+    if not signature.parameters:
+        raise UserError(f"--config: expected no argument after {name}, found {argument!r}")
+    choices = get_args(next(iter(signature.parameters.values())).annotation)
+    if choices and argument not in choices:
+        raise UserError(f"--config: expected one of {', '.join(choices)} after {name}:, found {argument!r}")
 
 
 def _find(name: str) -> pathlib.Path:

@@ -173,6 +173,8 @@ def test_the_length_on_the_command_line_wins_in_either_unit(arguments, epochs, s
         ("--config", "--config: expected a name after it, found none"),
         (f"--config={ROOT / 'README.md'}", "expected a .py file, or the config.json of a run"),
         ("--config.train.batch_size=None", "config.train.batch_size: expected a value, found None"),
+        ("--config=configs/finetune.py:al", "expected one of head, all after configs/finetune.py:, found 'al'"),
+        ("--config=imagenet_fast:15", "expected one of 16, 88 after imagenet_fast:, found '15'"),
         (f"--config={ROOT / 'configs' / 'cifar10.py'}:big", "expected no argument after .*cifar10.py, found 'big'"),
         (f"--config={ROOT / 'configs' / 'ablations' / 'digits.py'}", "found a study; run it with"),
     ],
