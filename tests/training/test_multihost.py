@@ -38,7 +38,8 @@ STREAMED = {
     "log__every_steps": 2,
 }
 RUNS = {"device": SETTINGS, "stream": STREAMED}
-CORRUPT = {**STREAMED, "data__name": "folder", "data__validation_size": 0, "augment__repeats": 1}
+CORRUPT = {key: value for key, value in STREAMED.items() if not key.startswith("augment__")}
+CORRUPT |= {"data__name": "folder", "data__validation_size": 0}
 PROCESS = """
 import sys, jax
 workdir, port, index = sys.argv[1], sys.argv[2], int(sys.argv[3])
