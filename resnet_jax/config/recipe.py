@@ -211,7 +211,7 @@ class Recipe:
             "devices": f"{devices}, {config.parallel.wrapper}, {config.norm.scope} batch statistics",
             "model": f"{config.model.name}, {config.dtype}",
             **({"weights": f"from {config.init_from}"} if config.init_from else {}),
-            "parameters": f"{self.num_parameters:,}",
+            "parameters": f"{self.num_parameters:,}" + (f", frozen: {config.freeze}" if config.freeze else ""),
             "multiply-adds": f"{self.multiply_adds:,} per image",
             "data": f"{self.data_name}: {splits}{trial}; {self.info.num_classes} classes, {height}x{width}x{channels}",
             "steps": f"{self.num_steps:,} of {self.batch_size} images, {self.epoch(self.num_steps):.1f} epochs",

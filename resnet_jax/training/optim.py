@@ -267,13 +267,16 @@ def path_mask(pattern: str, field: str) -> Callable:
     def mask(params):
         found = _matches(pattern, params)
         if not any(jax.tree.leaves(found)):
-            raise UserError(f"{field}: {pattern!r} occurs in no parameter's path; try 'kernel$'")
+            first, *_, last = [_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
+            raise UserError(f"{field}: {pattern!r} occurs in no parameter's path, like {first} or {last}")
         return found
 
     return mask
 
 
 def _matches(pattern: str, params):
-    return jax.tree_util.tree_map_with_path(
-        lambda path, _: re.search(pattern, jax.tree_util.keystr(path, simple=True, separator="/")) is not None, params
-    )
+    return jax.tree_util.tree_map_with_path(lambda path, _: re.search(pattern, _name(path)) is not None, params)
+
+
+def _name(path) -> str:
+    return jax.tree_util.keystr(path, simple=True, separator="/")

@@ -78,8 +78,8 @@ def _read(path: pathlib.Path) -> tuple[ModelCard, Flat]:
     if _CARD not in file.metadata:
         raise UserError(
             f"{path}: expected weights with a model card, as `python -m resnet_jax.convert` writes, found none; if "
-            "they are another library's: python -m resnet_jax.convert FILE --model NAME --to OUT.safetensors, or "
-            "load_pretrained(NAME, FILE)"
+            "they are another library's: predict, convert and export take --model NAME, evaluate takes what convert "
+            "writes, and scripts call load_pretrained(NAME, FILE)"
         )
     with reading(path, "a model card"):
         card = ModelCard.from_json(json.loads(file.metadata[_CARD]), path)

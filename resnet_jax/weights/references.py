@@ -100,7 +100,8 @@ def _import(package: str):
     try:
         return importlib.import_module(package)
     except ImportError as error:
-        raise UserError(f"--check: expected the package {package.split('.')[0]}, found none ({error})") from None
+        name = package.split(".")[0]
+        raise UserError(f"--check: expected {name}, found none ({error}); pip install {name}, or no --check") from None
 
 
 def import_torchvision():

@@ -169,7 +169,8 @@ def replaced(card, preprocessing, channels):
         ({"model__name": "plain20"}, "computes what plain20 does here, found tiny with other stage_sizes"),
         ({"model__shortcut": "none"}, "found tiny with other shortcut"),
         ({"norm__epsilon": 0.1}, "found tiny with other norm"),
-        ({"head": "new", "freeze": "^cnov1"}, "freeze: '.cnov1' occurs in no parameter's path"),
+        ({"init_from": "/nowhere.pth"}, "init_from: expected weights to begin with, found no /nowhere.pth"),
+        ({"head": "new", "freeze": "^cnov1"}, "freeze: '.cnov1' occurs in no parameter's path, like bn1/.* or stage2"),
         ({"freeze": "("}, "freeze: expected a regular expression"),
         ({"optim__lr_factors": (("^fc", -1.0),)}, "optim.lr_factors: expected pairs of a regular"),
         ({"head": "old"}, "head: expected one of its names, found 'old'"),
@@ -177,7 +178,7 @@ def replaced(card, preprocessing, channels):
 )
 def test_weights_that_do_not_fit_are_refused(settings, message, source, tmp_path):
     with pytest.raises(UserError, match=message):
-        train(tiny_config(init_from=str(source), **settings), tmp_path / "run", QUIET)
+        train(tiny_config(**{"init_from": str(source), **settings}), tmp_path / "run", QUIET)
 
 
 def test_a_pattern_that_fits_nothing_is_refused_before_the_workdir_is_made(tmp_path):

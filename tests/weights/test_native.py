@@ -112,7 +112,7 @@ def test_a_crafted_card_is_refused(exported):
 
 def test_files_of_others_and_wrong_uses_are_refused_with_what_to_do(run, exported, tmp_path, capsys):
     convert.main([str(run), "--names", "torch", "--to", str(tmp_path / "torch.safetensors")])
-    with pytest.raises(UserError, match="expected weights with a model card.*convert FILE --model .*load_pretrained"):
+    with pytest.raises(UserError, match="expected weights with a model card.*take --model NAME.*load_pretrained"):
         resnet_jax.load_checkpoint(tmp_path / "torch.safetensors")
     with pytest.raises(UserError, match="ema: .* holds one set of weights"):
         resnet_jax.load_checkpoint(exported, ema=True)
