@@ -1,7 +1,7 @@
 """A pretrained ResNet-50 on a folder of images: first a new head on frozen layers, then all layers at a small rate.
 
-    python train.py --config=configs/finetune.py --config.data.data_dir=data --workdir=runs/head
-    python train.py --config=configs/finetune.py:all --config.data.data_dir=data --workdir=runs/all
+    python train.py --config=configs/finetune.py --config.data.data_dir=photos --workdir=runs/head
+    python train.py --config=configs/finetune.py:all --config.data.data_dir=photos --workdir=runs/all
 
 The first takes torchvision's weights from the file resnet50-11ad3fa6.pth (`init_from`). Those of timm, Keras or a run
 of ours do as well, with their net as config.model.name. It trains the head alone: the other weights and all batch
