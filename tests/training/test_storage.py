@@ -239,7 +239,7 @@ def test_a_run_can_begin_with_the_weights_of_another(finished, tmp_path):
     jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-6), ema, expected)
     first = read_metrics(tmp_path / "run" / "metrics.jsonl")[0]
     assert first["accuracy"] > 0.2  # what the other run had learnt
-    with pytest.raises(UserError, match="expected the 32 arrays .*, found 27, .*; missing: .*/downsample_bn/mean"):
+    with pytest.raises(UserError, match="what tiny does here, found tiny with other shortcut"):
         train(tiny_config(init_from=str(source), model__shortcut="B"), tmp_path / "other", QUIET)
     with pytest.raises(UserError, match="/nowhere"):
         train(tiny_config(init_from="/nowhere"), tmp_path / "nothing", QUIET)
