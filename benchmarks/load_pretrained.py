@@ -1,0 +1,80 @@
+"""Seconds and memory of `load_pretrained` for ResNet-50, each time in a new process that has imported the package.
+
+    python -m benchmarks.load_pretrained
+    python -m benchmarks.load_pretrained --file resnet50-11ad3fa6.pth
+
+The file is one of random weights under torch's names if none is given. Memory is the peak of the process above what it
+had before. Prints one JSON line with the medians, and the min and max of the seconds.
+"""
+
+import argparse
+import concurrent.futures
+import json
+import multiprocessing
+import pathlib
+import re
+import statistics
+import tempfile
+import time
+
+import jax
+import jax.numpy as jnp
+
+from resnet_jax import create_model, load_pretrained
+from resnet_jax.checkpoint.card import ModelCard
+from resnet_jax.weights.native import write_weights
+
+_MODEL = {"name": "resnet50", "num_classes": 1000, "dtype": "float32"}
+
+
+def load(path: str) -> tuple[float, int]:
+    """(seconds, bytes) to load the file once."""
+    jnp.zeros(()).block_until_ready()  # JAX has started
+    before, start = _memory("VmRSS"), time.perf_counter()
+    _, variables = load_pretrained("resnet50", path)
+    jax.block_until_ready(variables)
+    return time.perf_counter() - start, _memory("VmHWM") - before
+
+
+def _memory(name: str) -> int:
+    return int(re.search(rf"{name}:\s+(\d+) kB", pathlib.Path("/proc/self/status").read_text())[1]) * 1024
+
+
+def _write(path: pathlib.Path) -> None:
+    model = create_model(**_MODEL)
+    variables = jax.jit(lambda: model.init(jax.random.key(0), jnp.zeros((1, 224, 224, 3)), train=False))()
+    images = {"size": 224, "crop_fraction": 0.875, "interpolation": "bilinear", "channel_order": "RGB"}
+    values = {"mean": [0.5] * 3, "std": [0.5] * 3, "mean_image": None, "resize": None}
+    card = ModelCard(_MODEL, (224, 224, 3), tuple(map(str, range(1000))), {**images, **values}, {}, {})
+    write_weights(path, card, variables, "torch")
+
+
+def main() -> None:
+    """Parse the command line and measure."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--file", help="of torchvision or timm")
+    parser.add_argument("--repeats", type=int, default=5)
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        path = pathlib.Path(args.file or f"{folder}/resnet50.safetensors")
+        if not args.file:
+            _write(path)
+        spawn = multiprocessing.get_context("spawn")
+        with concurrent.futures.ProcessPoolExecutor(1, spawn, max_tasks_per_child=1) as processes:
+            results = list(processes.map(load, [str(path)] * args.repeats))
+        size = path.stat().st_size
+    seconds, memory = zip(*results, strict=True)
+    print(
+        json.dumps({
+            "file_megabytes": round(size / 2**20, 1),
+            "device": jax.devices()[0].device_kind,
+            "seconds": round(statistics.median(seconds), 2),
+            "seconds_min": round(min(seconds), 2),
+            "seconds_max": round(max(seconds), 2),
+            "memory_to_file": round(statistics.median(memory) / size, 2),
+        })
+    )  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()
