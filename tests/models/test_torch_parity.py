@@ -8,15 +8,9 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-# A torchvision wheel without compiled operators imports once the operators that it wants to register exist.
-_library = torch.library.Library("torchvision", "DEF")
-_library.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-_library.define("qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-try:
-    torchvision = pytest.importorskip("torchvision")
-except RuntimeError:  # a wheel with operators of its own
-    del _library
-    torchvision = pytest.importorskip("torchvision")
+from resnet_jax.weights.references import import_torchvision  # noqa: E402
+
+torchvision = import_torchvision()
 
 from resnet_jax import create_model  # noqa: E402
 from resnet_jax.models.norm import group_norm  # noqa: E402
