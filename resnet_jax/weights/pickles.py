@@ -45,7 +45,7 @@ class Tensor(NamedTuple):
 
 
 class Pickle(NamedTuple):
-    """What a pickle holds.
+    """The content of a pickle.
 
     Attributes:
       value: made of dicts, lists, tuples, str, numbers, `Tensor` and `Unneeded`.
@@ -145,7 +145,7 @@ class _Machine:
             raise refuse(self.path, "a pickle of tensors", found, _ADVICE)
 
     def named(self, name: str) -> object:
-        """What stands for a global; only names in the tables are known."""
+        """The stand-in for a global; only names in the tables are known."""
         if name in _STORAGES or name in _DTYPES or name in _CALLS or name == _NAMESPACE:
             return _Global(name)
         if "sparse" in name or "_rebuild_qtensor" in name or name.startswith("torch.Q"):
