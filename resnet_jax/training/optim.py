@@ -267,8 +267,8 @@ def path_mask(pattern: str, field: str) -> Callable:
     def mask(params):
         found = _matches(pattern, params)
         if not any(jax.tree.leaves(found)):
-            first, *_, last = [_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
-            raise UserError(f"{field}: {pattern!r} occurs in no parameter's path, like {first} or {last}")
+            names = [_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
+            raise UserError(f"{field}: {pattern!r} occurs in no parameter's path, like {names[0]} or {names[-1]}")
         return found
 
     return mask
