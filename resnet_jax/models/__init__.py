@@ -33,7 +33,7 @@ _TABLES = {
 _FUNCTIONS = ("block", "first_block", "last_activation", "strides")
 _MAX_BLOCKS = 1000
 
-# Attributes of models, and settings of norms, of which logits in evaluation do not depend.
+# Attributes of models, and settings of norms, on which logits in evaluation do not depend.
 _OF_TRAINING = {
     *("num_classes", "dtype", "stochastic_depth", "zero_init_last_scale", "parent", "name"),
     *("momentum", "axis_name", "axis_index_groups", "frozen"),
@@ -78,13 +78,11 @@ def _content(value: object) -> object:
         return {field.name: _content(getattr(value, field.name)) for field in dataclasses.fields(value)}
     if isinstance(value, tuple | list):
         return [_content(part) for part in value]
-    function, given = (value.func, value.keywords) if isinstance(value, functools.partial) else (value, {})
-    if not callable(function):
+    if not callable(value):
         return value
-    settings = {
-        name: p.default for name, p in inspect.signature(function).parameters.items() if p.default is not p.empty
-    }
-    return function, {name: _content(x) for name, x in {**settings, **given}.items() if name not in _OF_TRAINING}
+    function, args = (value.func, value.args) if isinstance(value, functools.partial) else (value, ())
+    defaults = {name: p.default for name, p in inspect.signature(value).parameters.items() if p.default is not p.empty}
+    return function, args, {name: _content(x) for name, x in defaults.items() if name not in _OF_TRAINING}
 
 
 def create_model(name: str, *, num_classes: int, dtype=jnp.float32, **overrides) -> nn.Module:

@@ -1,11 +1,12 @@
 import functools
+import itertools
 import types
 
 import numpy as np
 import pytest
 
 from resnet_jax import MODELS, UserError, create_model, list_models
-from resnet_jax.models import CIFAR_MODELS
+from resnet_jax.models import CIFAR_MODELS, different_attributes
 from resnet_jax.models.profile import profile, totals
 from tests.models.nets import PUBLISHED, count, published_counts
 
@@ -45,6 +46,20 @@ def counts(name, **overrides):
 
     profiled, multiply_adds, _ = totals(profile(types.SimpleNamespace(init=init), (size, size, 3)))
     return np.array([count(traced["params"]), profiled, multiply_adds])
+
+
+def test_models_differ_by_what_changes_their_logits():
+    nets = {name: create_model(name, num_classes=3) for name in MODELS}
+    pairs = [pair for pair in itertools.combinations(nets, 2) if len({nets[name].stage_sizes for name in pair}) == 1]
+    alike = [pair for pair in pairs if not different_attributes(*map(nets.get, pair))]
+    # Basic blocks have one convolution to stride in.
+    assert alike == [("resnet18", "resnet18_v1"), ("resnet34", "resnet34_v1")]
+    for overrides, expected in (
+        ({"norm": {"name": "batch", "momentum": 0.5, "epsilon": 1e-5}, "stochastic_depth": 0.1}, []),
+        ({"norm": {"name": "batch", "epsilon": 0.1}}, ["norm"]),
+        ({"downsample": "blur", "stem": "small", "shortcut": "none"}, ["stem", "shortcut", "downsample"]),
+    ):
+        assert different_attributes(nets["resnet50"], create_model("resnet50", num_classes=5, **overrides)) == expected
 
 
 def counts_of_many_alike(name):
