@@ -7,9 +7,12 @@ import subprocess
 import sys
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from resnet_jax.checkpoint import SavedSteps, read_step
+from resnet_jax.config.build import make_recipe, resolve
+from resnet_jax.config.transfer import initial_weights
 from resnet_jax.training.accumulator import StepTimer
 from resnet_jax.training.logs import read_metrics
 
@@ -65,3 +68,10 @@ def start_process(workdir, cache=None, **settings):
         stderr=subprocess.STDOUT,
         text=True,
     )
+
+
+def start_of(config):
+    """The weights that a run would begin with."""
+    recipe = make_recipe(resolve(config))
+    own = recipe.model.init(jax.random.key(0), jnp.zeros((1, *recipe.image_shape)), train=False)["params"]
+    return initial_weights(recipe, own)

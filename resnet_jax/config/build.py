@@ -16,6 +16,7 @@ from resnet_jax.checkpoint import Checkpoints
 from resnet_jax.config.checks import check_config, check_devices
 from resnet_jax.config.recipe import Recipe
 from resnet_jax.config.resume import start_or_resume
+from resnet_jax.config.runs import is_on_disk
 from resnet_jax.config.stored import LENGTH, changes
 from resnet_jax.config.transfer import normalized_as_weights
 from resnet_jax.data.augment import augment_batch
@@ -37,7 +38,6 @@ from resnet_jax.training.parallel import DataParallel, agreed, check_same_everyw
 from resnet_jax.training.program import Program
 from resnet_jax.training.step import TrainState, create_state, make_batch_fn, make_eval_step, make_train_step
 from resnet_jax.training.tensorboard import Events
-from resnet_jax.weights.hub import HUB
 from resnet_jax.workdir import absolute, lock_workdir, read_environment, read_result, storage_errors, write_json
 
 
@@ -47,7 +47,7 @@ def resolve(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
     config = config.copy_and_resolve_references()
     if config.data.name not in DATASETS and config.data.data_dir is not None:
         config.data.data_dir = str(pathlib.Path(config.data.data_dir).expanduser().absolute())
-    if config.init_from is not None and not config.init_from.startswith(HUB) and "://" not in config.init_from:
+    if config.init_from is not None and is_on_disk(config.init_from):
         config.init_from = str(absolute(config.init_from))
     return config
 

@@ -107,16 +107,31 @@ def _read_step(path, step, ema) -> tuple[ModelCard, dict]:
     return card, jax.tree.map(jnp.asarray, averaged if ema else variables)
 
 
-def is_ours(path: str | pathlib.Path) -> bool:
-    """True for a run, the folder of a step, or a file of ours; False for weights of another library."""
-    if str(path).startswith(HUB):
-        return False
-    if "://" in str(path):
-        return True
-    path = absolute(path)
+def is_on_disk(source: str) -> bool:
+    """True for a path; False for a URL, or a repository of the Hugging Face Hub."""
+    return not source.startswith(HUB) and "://" not in source
+
+
+def is_ours(source: str) -> bool:
+    """True for a run, the folder of a step, or a file of ours; False for weights of another library.
+
+    Args:
+      source: value of `init_from`.
+
+    Raises:
+      UserError: a path at which there is nothing.
+    """
+    if not is_on_disk(source):
+        return not source.startswith(HUB)
+    path = absolute(source)
+    if not path.exists():
+        raise UserError(
+            f"init_from: expected weights to begin with, found no {path}; train that run or get that file first, or "
+            "name another: --config.init_from=PATH"
+        )
     if path.suffix == SUFFIX and path.is_file():
         return has_card(path)
-    return is_step(path) or (path / "card.json").exists() or (path / "config.json").exists() or not path.exists()
+    return is_step(path) or (path / "card.json").exists() or (path / "config.json").exists()
 
 
 def load_card(path: str | pathlib.Path, step: str | int = "best") -> ModelCard:

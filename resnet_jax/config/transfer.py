@@ -16,7 +16,6 @@ from resnet_jax.config.runs import is_ours, load_card, load_model
 from resnet_jax.data.info import DatasetInfo
 from resnet_jax.errors import UserError
 from resnet_jax.models import different_attributes
-from resnet_jax.weights.hub import HUB
 from resnet_jax.weights.pretrained import first_kernel, read_pretrained
 from resnet_jax.weights.trees import HEAD, check_fit, flatten, unflatten
 
@@ -79,17 +78,7 @@ def initial_weights(recipe: Recipe, own: Mapping) -> Start:
     return Start(unflatten({name: jnp.asarray(x) for name, x in flat.items()}), ", ".join([*words, *adapted]))
 
 
-def _check_source(source: str) -> None:
-    """Refuse a path at which there is nothing, which would pass for that of a run."""
-    if not (source.startswith(HUB) or "://" in source or pathlib.Path(source).exists()):
-        raise UserError(
-            f"init_from: expected weights to begin with, found no {source}; train that run or get that file first, or "
-            "name another: --config.init_from=PATH"
-        )
-
-
 def _load(config) -> tuple[ModelCard, dict]:
-    _check_source(config.init_from)
     if is_ours(config.init_from):
         card, _, variables = load_model(config.init_from)
         return card, variables
@@ -107,7 +96,6 @@ def _check_net(card: ModelCard, recipe: Recipe) -> None:
 
 
 def _card_of(config) -> ModelCard:
-    _check_source(config.init_from)
     return load_card(config.init_from) if is_ours(config.init_from) else _load(config)[0]
 
 

@@ -17,11 +17,10 @@ from resnet_jax.commands import make_console
 from resnet_jax.config.build import make_recipe, resolve
 from resnet_jax.config.runs import load_model
 from resnet_jax.config.train import train
-from resnet_jax.config.transfer import initial_weights
 from resnet_jax.data.info import DATASETS
 from resnet_jax.weights.native import write_weights
 from tests.data.test_folders import write_classes
-from tests.runs import assert_the_same_end, last_state, stop_after
+from tests.runs import assert_the_same_end, last_state, start_of, stop_after
 from tests.tiny import build, tiny_config
 
 QUIET = make_console(quiet=True)
@@ -121,12 +120,6 @@ def test_exported_files_and_those_of_another_library_are_the_same_start(source, 
     starts = [start_of(tiny_config(init_from=str(tmp_path / f"{kind}.safetensors"))) for kind in ("ours", "torch")]
     for start in starts:
         jax.tree.map(np.testing.assert_array_equal, start.variables, variables)
-
-
-def start_of(config):
-    recipe = make_recipe(resolve(config))
-    own = recipe.model.init(jax.random.key(0), jnp.zeros((1, *recipe.image_shape)), train=False)["params"]
-    return initial_weights(recipe, own)
 
 
 def test_weights_of_another_library_are_read_with_the_attributes_of_the_run(tmp_path):

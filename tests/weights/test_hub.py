@@ -10,7 +10,7 @@ from resnet_jax import UserError, load_pretrained, preprocessing
 from resnet_jax.checkpoint.card import ModelCard
 from resnet_jax.weights.native import write_weights
 from resnet_jax.weights.pretrained import read_pretrained
-from tests.config.test_transfer import start_of
+from tests.runs import start_of
 from tests.tiny import make_recipe, tiny_config
 
 constants = pytest.importorskip("huggingface_hub.constants")
