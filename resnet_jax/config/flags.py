@@ -10,7 +10,7 @@ import pathlib
 import re
 import warnings
 from collections.abc import Callable, Iterable, Iterator
-from typing import NamedTuple, get_args
+from typing import Literal, NamedTuple, get_args, get_origin
 
 from absl import flags
 from ml_collections import ConfigDict, config_flags
@@ -67,7 +67,7 @@ def get_config(name: str = "default") -> ConfigDict:
         if not callable(getattr(module, "get_config", None)):
             raise UserError(f"--config: expected a function get_config in {path}, found none")
         if argument:
-            _check_choice(name, argument, inspect.signature(module.get_config, eval_str=True))
+            _check_choice(name, argument, inspect.signature(module.get_config))
         return module.get_config(argument) if argument else module.get_config()
     except UserError:
         raise
@@ -79,8 +79,9 @@ def _check_choice(name: str, argument: str, signature: inspect.Signature) -> Non
     """Refuse what a config file does not take after the colon; it may name its choices as a `Literal`."""
     if not signature.parameters:
         raise UserError(f"--config: expected no argument after {name}, found {argument!r}")
-    choices = get_args(next(iter(signature.parameters.values())).annotation)
-    if choices and argument not in choices:
+    annotation = next(iter(signature.parameters.values())).annotation
+    choices = get_args(annotation)
+    if get_origin(annotation) is Literal and argument not in choices:
         raise UserError(f"--config: expected one of {', '.join(choices)} after {name}:, found {argument!r}")
 
 

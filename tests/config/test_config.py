@@ -11,7 +11,7 @@ from resnet_jax import UserError
 from resnet_jax.config import default
 from resnet_jax.config.build import Assembly, make_recipe
 from resnet_jax.config.checks import check_config, check_devices
-from resnet_jax.config.flags import parse_training
+from resnet_jax.config.flags import get_config, parse_training
 from resnet_jax.config.stored import flatten
 from resnet_jax.data.info import DATASETS
 from tests.tiny import tiny_config
@@ -144,6 +144,14 @@ def test_help_has_each_experiment_and_each_key_with_its_default_and_meaning(caps
 def test_the_length_on_the_command_line_wins_in_either_unit(arguments, epochs, steps):
     config, _ = parse(*arguments)
     assert (config.train.epochs, config.train.steps) == (epochs, steps)
+
+
+def test_a_config_file_may_annotate_its_argument_as_it_likes(tmp_path):
+    for annotation in ("int | str", "Whatever", "'Literal[1]'"):
+        text = f"import resnet_jax\nWhatever = list[int]\ndef get_config(seed: {annotation}):\n"
+        text += "    config = resnet_jax.get_config()\n    config.seed = int(seed)\n    return config\n"
+        (tmp_path / "mine.py").write_text(text)
+        assert get_config(f"{tmp_path / 'mine.py'}:7").seed == 7
 
 
 @pytest.mark.parametrize(
