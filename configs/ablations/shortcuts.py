@@ -7,13 +7,11 @@ Hardware: 2 CPU cores for the digits (44 layers, 15 epochs), GPUs for CIFAR-10 (
 not run it yet). He et al. 2016 (arXiv:1603.05027), Table 1, compares some of these at 110 layers.
 """
 
-from typing import Literal
-
 import resnet_jax
 from resnet_jax.studies import cell, make_study
 
 
-def get_config(data: Literal["digits", "cifar10"] = "digits"):
+def get_config(data="digits"):
     if data == "digits":
         experiment = resnet_jax.get_config("ablations/digits").experiment
         experiment.model.name = "resnet44"
