@@ -6,6 +6,7 @@ import pathlib
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 import resnet_jax
 from resnet_jax import create_model
@@ -50,3 +51,18 @@ def published_counts():
         depth = name.split("resnet")[1]
         counts[name] = counts[f"ResNet{depth.replace('v2', 'V2')}" if name.startswith("keras") else f"resnet{depth}"]
     return counts
+
+
+def random_variables(shapes, seed=0):
+    """Kernels as He et al. initialise them, and norms and statistics that change what passes them."""
+    rng = np.random.default_rng(seed)
+    low = {"scale": 0.5, "var": 0.5, "bias": -0.5, "mean": -0.5}
+    normal = np.float32(rng.normal(size=9973))  # a prime: repeated, since VGG has a kernel of 10^8 numbers
+
+    def value(path, x):
+        name = path[-1].key
+        if name == "kernel":
+            return np.resize(normal, x.shape) * np.sqrt(2 / np.prod(x.shape[:-1]), dtype=np.float32)
+        return np.float32(rng.uniform(low[name], low[name] + 1, x.shape))
+
+    return jax.tree.map_with_path(value, shapes)

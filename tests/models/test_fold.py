@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from resnet_jax import UserError, create_model, fold_batchnorm
-from tests.models.nets import KEY
+from tests.models.nets import KEY, random_variables
 
 SMALL = {"stage_sizes": (2, 1), "width": 8}
 NETS = {
@@ -23,20 +23,6 @@ NETS = {
     "resnet50_v1": {**SMALL, "conv": "standardized", "norm": {"name": "batch", "epsilon": 1e-3}},
     "vgg11_bn": {},
 }
-
-
-def random_variables(shapes):
-    rng = np.random.default_rng(0)
-    low = {"scale": 0.5, "var": 0.5, "bias": -0.5, "mean": -0.5}
-    normal = np.float32(rng.normal(size=9973))  # a prime: repeated, since VGG has a kernel of 10^8 numbers
-
-    def value(path, x):
-        name = path[-1].key
-        if name == "kernel":
-            return np.resize(normal, x.shape) * np.sqrt(2 / np.prod(x.shape[:-1]), dtype=np.float32)
-        return np.float32(rng.uniform(low[name], low[name] + 1, x.shape))
-
-    return jax.tree.map_with_path(value, shapes)
 
 
 @pytest.mark.slow
