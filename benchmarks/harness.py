@@ -1,0 +1,113 @@
+"""Timings side by side: candidates take turns in one process, and each measurement is one JSON line."""
+
+import datetime
+import functools
+import importlib.metadata
+import json
+import pathlib
+import re
+import statistics
+import sys
+import time
+from collections.abc import Callable, Mapping
+
+import jax
+
+from resnet_jax.environment import cpu_features, num_cpus
+
+_PACKAGES = ("jax", "jaxlib", "flax", "torch", "torchvision", "tensorflow")
+
+
+def compare(
+    candidates: Mapping[str, Callable[[], float | None]],
+    rounds: int = 5,
+    *,
+    case: Mapping = {},
+    images: int | None = None,
+    fastest_seconds: float | None = None,
+    about: Mapping[str, Mapping] = {},
+) -> list[dict]:
+    """Time functions in turns, after one call of each, and print a JSON line for each.
+
+    Args:
+      candidates: by name; a function returns when its work is done. The seconds of the call count, or, where only a
+        part of it is to count, those that it returns.
+      rounds: timed calls of each.
+      case: what is measured, for the lines: the model, the size of the images and so on.
+      images: number of images of a call; lines then have images per second.
+      fastest_seconds: bound of a call on this device (see `roofline`), of which lines have the fraction reached.
+      about: by name, more for that candidate's line.
+
+    Returns:
+      The lines. `seconds`, `images_per_second` and `speed_of_first` are [median, min, max]; the latter is how many
+      times as fast as this candidate the first one was, by the rounds.
+    """
+    for function in candidates.values():
+        function()
+    seconds = {name: [] for name in candidates}
+    for _ in range(rounds):
+        for name, function in candidates.items():
+            seconds[name].append(_seconds(function))
+    first, lines = next(iter(seconds.values())), []
+    for name, own in seconds.items():
+        line = {"benchmark": benchmark_name(), **case, "candidate": name, "seconds": spread(own), "rounds": rounds}
+        if images:
+            line["images_per_second"] = spread([images / each for each in own])
+        if fastest_seconds:
+            line["fraction_of_roofline"] = round(fastest_seconds / statistics.median(own), 3)
+        if len(candidates) > 1:
+            line["speed_of_first"] = spread([its / firsts for its, firsts in zip(own, first, strict=True)])
+        lines.append({**line, **about.get(name, {}), **surroundings()})
+        print_line(lines[-1])
+    return lines
+
+
+def print_line(line: dict) -> None:
+    """Print a measurement."""
+    print(json.dumps(line), flush=True)
+
+
+def spread(values: list[float]) -> list[float]:
+    """[median, min, max], to four significant digits."""
+    return [float(f"{value:.4g}") for value in (statistics.median(values), min(values), max(values))]
+
+
+def surroundings() -> dict:
+    """Device, versions, date and command of a measurement."""
+    return {"device": device_name(), "versions": _versions(), "date": _date(), "command": _command()}
+
+
+def benchmark_name() -> str:
+    """`step_time`, for `python -m benchmarks.step_time`."""
+    return pathlib.Path(sys.argv[0]).stem
+
+
+@functools.cache
+def device_name() -> str:
+    """Name of the accelerator; of CPUs their number, name and widest vectors."""
+    device = jax.devices()[0]
+    if device.platform != "cpu":
+        return f"{jax.device_count()} x {device.device_kind}"
+    cpuinfo = pathlib.Path("/proc/cpuinfo")
+    name = re.search(r"model name\s*:\s*(.+)", cpuinfo.read_text()) if cpuinfo.exists() else None
+    vectors = [title for flag, title in (("avx512f", "AVX-512"), ("avx2", "AVX2")) if flag in cpu_features()]
+    return f"{num_cpus()} CPU cores ({', '.join([name[1] if name else 'unknown', *vectors[:1]])})"
+
+
+def _seconds(function: Callable[[], float | None]) -> float:
+    start = time.perf_counter()
+    part = function()
+    return time.perf_counter() - start if part is None else part
+
+
+def _versions() -> str:
+    loaded = [package for package in _PACKAGES if package in sys.modules]
+    return ", ".join(f"{package} {importlib.metadata.version(package)}" for package in loaded)
+
+
+def _date() -> str:
+    return datetime.date.today().isoformat()
+
+
+def _command() -> str:
+    return " ".join(["python", "-m", f"benchmarks.{benchmark_name()}", *sys.argv[1:]])
