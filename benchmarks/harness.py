@@ -13,7 +13,8 @@ from collections.abc import Callable, Mapping
 
 import jax
 
-from resnet_jax.environment import cpu_features, num_cpus
+from resnet_jax.environment import num_cpus
+from resnet_jax.xla_flags import cpu_features
 
 _PACKAGES = ("jax", "jaxlib", "flax", "torch", "torchvision", "tensorflow")
 

@@ -20,7 +20,6 @@ import optax
 
 from benchmarks.harness import compare
 from resnet_jax.commands import command_line
-from resnet_jax.environment import choose_xla_flags
 from resnet_jax.models import create_model
 from resnet_jax.training.step import create_state, make_train_step
 
@@ -86,7 +85,6 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=10)
     args = parser.parse_args()
     with command_line():
-        choose_xla_flags()
         for name, size, batch, dtype in itertools.product(args.model, args.size, args.batch, args.dtype):
             settings = {"num_classes": args.classes, "steps": args.steps}
             ours, about = our_training(name, size, batch, dtype, **settings)

@@ -5,9 +5,12 @@ import sys
 
 from resnet_jax import signals
 from resnet_jax.errors import UserError
+from resnet_jax.xla_flags import choose_flags
 
 if sys.argv[:1] == ["-m"] and __name__ in [argument.split(".")[0] for argument in sys.orig_argv]:
     signals.end_on_ctrl_c()  # here, where `python -m resnet_jax.COMMAND` begins: JAX takes seconds to import
+
+choose_flags()  # here, before anything computes: XLA reads them once
 
 # On use: a script that asks for a model need not wait for Orbax and Optax.
 _ON_USE = {

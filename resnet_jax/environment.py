@@ -2,12 +2,10 @@
 
 import contextlib
 import datetime
-import functools
 import importlib.metadata
 import os
 import pathlib
 import platform
-import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -20,7 +18,6 @@ from resnet_jax.workdir import cache_folder
 _PACKAGES = (
     "jax jaxlib flax optax orbax-checkpoint ml_collections numpy grain simplejpeg opencv-python-headless pillow"
 ).split()
-_YNN_FLAG = "xla_cpu_experimental_ynn_fusion_type"
 
 
 def use_compilation_cache() -> None:
@@ -30,17 +27,6 @@ def use_compilation_cache() -> None:
         jax.config.update("jax_compilation_cache_dir", str(folder / "xla") if folder else None)
     if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
-
-
-def choose_xla_flags() -> None:
-    """Let XLA leave convolutions to its own code on processors with AVX2 alone, where YNNPACK's are slow.
-
-    To be called before JAX starts its backends; it does nothing where the user has set the same flag. benchmarks/NOTES.md
-    has the measurements: training is 1.4 to 2.2 times as fast on such processors.
-    """
-    flags = os.environ.get("XLA_FLAGS", "")
-    if _YNN_FLAG not in flags and "avx2" in cpu_features() and "avx512f" not in cpu_features():
-        os.environ["XLA_FLAGS"] = f"{flags} --{_YNN_FLAG}=LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT".strip()
 
 
 @contextlib.contextmanager
@@ -87,18 +73,15 @@ def describe_environment() -> dict:
         "cpus": num_cpus(),
         "devices": [str(device.device_kind) for device in jax.devices()],
         "processes": jax.process_count(),
-        "xla_flags": os.environ.get("XLA_FLAGS", ""),
+        "xla_flags": xla_flags(),
         "git_revision": git_revision(),
         **{package: importlib.metadata.version(package) for package in _PACKAGES},
     }
 
 
-@functools.cache
-def cpu_features() -> frozenset[str]:
-    """Instruction sets of the processor, like "avx2" and "avx512f", as Linux names them; empty where it is unknown."""
-    cpuinfo = pathlib.Path("/proc/cpuinfo")
-    flags = re.search(r"^flags\s*:(.*)", cpuinfo.read_text(), re.MULTILINE) if cpuinfo.exists() else None
-    return frozenset(flags[1].split()) if flags else frozenset()
+def xla_flags() -> str:
+    """The content of XLA_FLAGS: the user's, and those that `resnet_jax.xla_flags` chose."""
+    return os.environ.get("XLA_FLAGS", "")
 
 
 def num_cpus() -> int:

@@ -28,7 +28,7 @@ from resnet_jax.data.preprocessing import mean_image
 from resnet_jax.data.splits import SPLIT_SETTINGS, dataset_info, fingerprint, load_splits, thinned
 from resnet_jax.data.stream import StreamLoader
 from resnet_jax.data.verify import verify
-from resnet_jax.environment import describe_environment
+from resnet_jax.environment import describe_environment, xla_flags
 from resnet_jax.progress import Watch, unwatched
 from resnet_jax.training.accumulator import Accumulator
 from resnet_jax.training.console import TrainingDisplay, start_screen
@@ -285,7 +285,7 @@ def open_run(
         keep, best = config.checkpoint.keep, config.checkpoint.best_metric
         checkpoints = stack.enter_context(Checkpoints(workdir, ITEMS, keep, best))
         devices = [device.device_kind for device in assembly.parallel.mesh.devices.flat]
-        console.print(start_screen(recipe.describe(devices, workdir)))
+        console.print(start_screen(recipe.describe(devices, xla_flags(), workdir)))
         state, step, notes = start_or_resume(recipe, initial_state(recipe), checkpoints, assembly, changed, console)
         environment = describe_environment()
         card = recipe.card({"config": plain, "environment": environment}, assembly.mean_image)

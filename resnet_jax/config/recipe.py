@@ -190,7 +190,7 @@ class Recipe:
             max_corrupt=data.max_corrupt,
         )
 
-    def describe(self, device_kinds: Sequence[str], workdir: object) -> dict[str, str]:
+    def describe(self, device_kinds: Sequence[str], xla_flags: str, workdir: object) -> dict[str, str]:
         """The recipe in words, for the start screen."""
         config, optim = self.config, self.config.optim
         devices = ", ".join(f"{count} x {kind}" for kind, count in collections.Counter(device_kinds).items())
@@ -209,6 +209,7 @@ class Recipe:
         warmup = f", {self.warmup_steps:,} steps of warmup" if self.warmup_steps else ""
         return {
             "devices": f"{devices}, {config.parallel.wrapper}, {config.norm.scope} batch statistics",
+            **({"XLA_FLAGS": xla_flags} if xla_flags else {}),
             "model": f"{config.model.name}, {config.dtype}",
             **({"weights": f"from {config.init_from}"} if config.init_from else {}),
             "parameters": f"{self.num_parameters:,}" + (f", frozen: {config.freeze}" if config.freeze else ""),

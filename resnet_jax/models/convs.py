@@ -4,7 +4,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from resnet_jax.models.conv import conv2d
+from resnet_jax.models.conv import conv2d, convolve
 
 
 def biased_conv2d(
@@ -24,7 +24,7 @@ def standardized_conv2d(
     deviation (`models/bit.py` of big_vision).
     """
 
-    def convolve(x, kernel, *geometry, **dimensions):
+    def convolve_standardized(x, kernel, *geometry, **dimensions):
         weights = kernel.astype(jnp.float32)
         centered = weights - weights.mean((0, 1, 2), keepdims=True)
         variance = jnp.mean(centered**2, (0, 1, 2), keepdims=True)
@@ -32,9 +32,9 @@ def standardized_conv2d(
             weights = centered * jax.lax.rsqrt(variance + standardize_epsilon)
         else:
             weights = centered / (jnp.sqrt(variance) + standardize_epsilon)
-        return jax.lax.conv_general_dilated(x, weights.astype(kernel.dtype), *geometry, **dimensions)
+        return convolve(x, weights.astype(kernel.dtype), *geometry, **dimensions)
 
-    return conv2d(*args, conv_general_dilated=convolve, **settings)
+    return conv2d(*args, conv_general_dilated=convolve_standardized, **settings)
 
 
 CONVS = {"conv2d": conv2d, "biased": biased_conv2d, "standardized": standardized_conv2d}

@@ -3,6 +3,7 @@
 Scale and shift are float32 parameters called "scale" and "bias"; the output has the given dtype.
 """
 
+import functools
 import math
 import re
 from collections.abc import Callable
@@ -10,8 +11,104 @@ from collections.abc import Callable
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 from resnet_jax.errors import UserError
+
+
+def _per_channel(x: jax.Array, rank: int) -> jax.Array:
+    return x.reshape((1,) * (rank - 1) + (-1,))
+
+
+def _sum_by_dot(x: jax.Array) -> jax.Array:
+    rows = x.astype(jnp.float32).reshape(-1, x.shape[-1])
+    parts = rows.reshape(math.gcd(len(rows), 8), -1, rows.shape[-1]).sum(0)
+    return jnp.ones(len(parts)) @ parts
+
+
+def _sum(x: jax.Array) -> jax.Array:
+    return jnp.sum(x, range(x.ndim - 1), dtype=jnp.float32)
+
+
+@jax.custom_vjp
+def channel_sum(x: jax.Array) -> jax.Array:
+    """Sum over all axes but the last: (..., channels) to float32 (channels,).
+
+    XLA's CPU backend sums over leading axes one channel after another: a sum over eight parts, in which neighbours in
+    memory stay neighbours, and a dot do it 4 to 25 times faster.
+    """
+    return lax.platform_dependent(x, cpu=_sum_by_dot, default=_sum)
+
+
+def _channel_sum_gradient(x: jax.Array, gradient: jax.Array) -> tuple[jax.Array]:
+    return (jnp.broadcast_to(_per_channel(gradient, x.ndim), x.shape).astype(x.dtype),)
+
+
+channel_sum.defvjp(lambda x: (channel_sum(x), x), _channel_sum_gradient)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
+def normalize(x: jax.Array, mean: jax.Array, factor: jax.Array, bias: jax.Array, dtype) -> jax.Array:
+    """(x - mean) * factor + bias in float32, for `x` (..., channels) and three arrays (channels,); the output has `dtype`.
+
+    Its gradient reads the activations twice, for `channel_sum` and for x.
+    """
+    mean, factor, bias = (_per_channel(each, x.ndim) for each in (mean, factor, bias))
+    return ((x - mean) * factor + bias).astype(dtype)
+
+
+def _normalize_forward(x, mean, factor, bias, dtype):
+    return normalize(x, mean, factor, bias, dtype), (x, mean, factor)
+
+
+def _normalize_gradient(dtype, saved, gradient):
+    x, mean, factor = saved
+    bias_gradient = channel_sum(gradient)
+    factor_gradient = channel_sum(gradient * (x - _per_channel(mean, x.ndim)))
+    x_gradient = (gradient * _per_channel(factor, x.ndim)).astype(x.dtype)
+    return x_gradient, -factor * bias_gradient, factor_gradient, bias_gradient
+
+
+normalize.defvjp(_normalize_forward, _normalize_gradient)
+
+
+class BatchNorm(nn.Module):
+    """Batch normalisation (Ioffe & Szegedy 2015, arXiv:1502.03167): `flax.linen.BatchNorm`, with faster sums on CPUs.
+
+    Parameters "scale" and "bias" and statistics "mean" and "var" are float32 (channels,); the batch's mean and variance
+    are those of float32, the variance that of the batch, without Bessel's correction.
+    """
+
+    momentum: float
+    epsilon: float
+    dtype: jnp.dtype
+    scale_init: Callable
+    axis_name: str | None = None
+    axis_index_groups: tuple[tuple[int, ...], ...] | None = None
+
+    @nn.compact
+    def __call__(self, x: jax.Array, use_running_average: bool) -> jax.Array:
+        """The normalised (..., channels), in `dtype`."""
+        channels = x.shape[-1:]
+        running_mean = self.variable("batch_stats", "mean", jnp.zeros, channels)
+        running_variance = self.variable("batch_stats", "var", jnp.ones, channels)
+        scale = self.param("scale", self.scale_init, channels)
+        bias = self.param("bias", nn.initializers.zeros, channels)
+        if use_running_average:
+            mean, variance = running_mean.value, running_variance.value
+        else:
+            mean, variance = self._batch_statistics(x)
+            if not self.is_initializing():
+                running_mean.value = self.momentum * running_mean.value + (1 - self.momentum) * mean
+                running_variance.value = self.momentum * running_variance.value + (1 - self.momentum) * variance
+        return normalize(x, mean, scale * lax.rsqrt(variance + self.epsilon), bias, self.dtype)
+
+    def _batch_statistics(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
+        count, squares = x.size // x.shape[-1], lax.square(x.astype(jnp.float32))
+        mean, mean_square = channel_sum(x) / count, channel_sum(squares) / count
+        if self.axis_name is not None and not self.is_initializing():
+            mean, mean_square = lax.pmean((mean, mean_square), self.axis_name, axis_index_groups=self.axis_index_groups)
+        return mean, jnp.maximum(0, mean_square - lax.square(mean))
 
 
 def batch_norm(
@@ -32,15 +129,7 @@ def batch_norm(
     which scale and shift have paths in which the regular expression `frozen` occurs stay as in evaluation: their
     running statistics stand still.
     """
-    layer = nn.BatchNorm(
-        momentum=momentum,
-        epsilon=epsilon,
-        dtype=dtype,
-        scale_init=scale_init,
-        axis_name=axis_name,
-        axis_index_groups=axis_index_groups,
-        name=name,
-    )
+    layer = BatchNorm(momentum, epsilon, dtype, scale_init, axis_name, axis_index_groups, name=name)
 
     def stands_still() -> bool:
         path = "/".join(layer.path)
@@ -97,11 +186,6 @@ def no_norm(*, name: str, train: bool, dtype, scale_init=nn.initializers.ones) -
 
 
 NORMS = {"batch": batch_norm, "group": group_norm, "none": no_norm}
-
-
-def identity_norm(*, name: str) -> Callable[[jax.Array], jax.Array]:
-    """In the place of a norm that a network does not have: no parameters at all."""
-    return lambda x: x
 
 
 class Response(nn.Module):

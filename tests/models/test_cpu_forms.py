@@ -1,0 +1,194 @@
+"""Convolutions and batch norms against JAX's and Flax's own: values and gradients, at every class of shapes."""
+
+import functools
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+from jax.sharding import Mesh, PartitionSpec
+
+from resnet_jax import create_model
+from resnet_jax.models.conv import conv2d, convolve
+from resnet_jax.models.norm import batch_norm, channel_sum
+
+KEY = jax.random.key(0)
+# (image, kernel, stride, padding, groups)
+CONVOLUTIONS = {
+    "pointwise": ((4, 8, 8, 6), (1, 1, 6, 10), 1, 0, 1),
+    "strided pointwise, odd sides": ((3, 7, 9, 6), (1, 1, 6, 10), 2, 0, 1),
+    "pointwise, padded": ((2, 5, 5, 3), (1, 1, 3, 4), 1, 1, 1),
+    "pointwise, groups": ((2, 6, 6, 4), (1, 1, 2, 8), 1, 0, 2),
+    "3x3": ((4, 8, 8, 6), (3, 3, 6, 4), 1, 1, 1),
+    "strided 3x3, odd sides": ((3, 7, 9, 4), (3, 3, 4, 6), 2, 1, 1),
+    "3x3, groups": ((2, 6, 6, 8), (3, 3, 2, 8), 1, 1, 4),
+    "7x7, 1 channel": ((2, 13, 13, 1), (7, 7, 1, 4), 2, 3, 1),
+    "1 image of 1 pixel": ((1, 1, 1, 3), (1, 1, 3, 5), 1, 0, 1),
+}
+TOLERANCE = {"float32": 1e-5, "bfloat16": 3e-2}
+
+
+def value_and_gradients(function, *arguments):
+    """Of a function of arrays: its value, and the gradients for a cotangent of noise."""
+    value, pullback = jax.vjp(function, *arguments)
+    return value, pullback(jax.random.normal(jax.random.key(9), value.shape).astype(value.dtype))
+
+
+def assert_same(found, expected, tolerance):
+    for one, other in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        assert one.dtype == other.dtype and one.shape == other.shape
+        other = np.asarray(other, np.float32)
+        np.testing.assert_allclose(np.asarray(one, np.float32), other, atol=tolerance * max(np.abs(other).max(), 1))
+
+
+def on_devices(function, arguments, out_specs, sharded):
+    """The function under `shard_map` over four devices; `sharded` says which arguments are."""
+    mesh = Mesh(np.asarray(jax.devices()[:4]), ("data",))
+    specs = tuple(PartitionSpec("data") if each else PartitionSpec() for each in sharded)
+    mapped = jax.shard_map(function, mesh=mesh, in_specs=specs, out_specs=out_specs, check_vma=False)
+    return jax.jit(mapped)(*arguments)
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("name", CONVOLUTIONS)
+def test_a_convolution_is_that_of_jax(name, dtype):
+    image, kernel, stride, padding, groups = CONVOLUTIONS[name]
+    x, weights = jax.random.normal(KEY, image, dtype), jax.random.normal(jax.random.key(1), kernel, dtype)
+    geometry = ((stride, stride), ((padding, padding),) * 2)
+    settings = {"dimension_numbers": ("NHWC", "HWIO", "NHWC"), "feature_group_count": groups}
+    plain, ours = (
+        jax.jit(lambda x, weights, f=f: value_and_gradients(lambda *xs: f(*xs, *geometry, **settings), x, weights))
+        for f in (lax.conv_general_dilated, convolve)
+    )
+    assert_same(ours(x, weights), plain(x, weights), TOLERANCE[dtype])
+
+    stacked = jnp.stack([x, 2 * x]), jnp.stack([weights, -weights])
+    assert_same(jax.vmap(ours)(*stacked), jax.vmap(plain)(*stacked), TOLERANCE[dtype])
+
+
+def test_a_convolution_on_four_devices_is_that_of_one():
+    x, weights = jax.random.normal(KEY, (8, 6, 6, 3)), jax.random.normal(jax.random.key(1), (1, 1, 3, 4))
+    function = functools.partial(
+        convolve, strides=(2, 2), padding=((0, 0), (0, 0)), dimension_numbers=("NHWC", "HWIO", "NHWC")
+    )
+
+    def loss(weights, x):
+        return jnp.sum(function(x, weights) ** 2)
+
+    def gradient_everywhere(weights, x):
+        return lax.psum(jax.grad(loss)(weights, x), "data")
+
+    found = on_devices(gradient_everywhere, (weights, x), PartitionSpec(), (False, True))
+    np.testing.assert_allclose(found, jax.grad(loss)(weights, x), rtol=1e-5)
+
+
+def test_a_pointwise_convolution_is_a_dot_on_cpus_alone():
+    x, weights = jnp.ones((2, 4, 4, 3)), jnp.ones((1, 1, 3, 4))
+    function = functools.partial(
+        convolve, strides=(1, 1), padding=((0, 0), (0, 0)), dimension_numbers=("NHWC", "HWIO", "NHWC")
+    )
+    step = jax.jit(lambda x, weights: value_and_gradients(function, x, weights)).trace(x, weights)
+    for platform, convolutions in (("cpu", 0), ("tpu", 3), ("cuda", 3)):
+        assert step.lower(lowering_platforms=(platform,)).as_text().count("stablehlo.convolution") == convolutions
+
+
+@pytest.mark.parametrize("shape", [(5, 3), (4, 6, 6, 8), (3, 7, 5, 1), (1, 1, 1, 2), (128, 2, 2, 3)])
+def test_a_sum_over_channels_is_the_sum(shape):
+    x = jax.random.normal(KEY, shape)
+    expected = np.asarray(x, np.float64).reshape(-1, shape[-1]).sum(0)
+    np.testing.assert_allclose(jax.jit(channel_sum)(x), expected, rtol=1e-5, atol=1e-5)
+    gradient = jax.grad(lambda x: jnp.sum(jnp.arange(1.0, shape[-1] + 1) * channel_sum(x)))(x)
+    np.testing.assert_array_equal(gradient, np.broadcast_to(np.arange(1.0, shape[-1] + 1), shape))
+
+
+def norms(dtype, **settings):
+    """Flax's batch norm and ours, as modules of a net with nothing else."""
+
+    class Net(nn.Module):
+        ours: bool
+
+        @nn.compact
+        def __call__(self, x, train):
+            if self.ours:
+                return batch_norm(name="bn", train=train, dtype=dtype, **settings)(x)
+            layer = nn.BatchNorm(momentum=0.9, epsilon=1e-5, dtype=dtype, name="bn", **settings)
+            return layer(x, use_running_average=not train)
+
+    return Net(ours=False), Net(ours=True)
+
+
+def random_norm(channels):
+    keys = jax.random.split(jax.random.key(2), 4)
+    scale, bias, mean, variance = (jax.random.uniform(key, (channels,), minval=0.5, maxval=2.0) for key in keys)
+    return {"params": {"bn": {"scale": scale, "bias": bias}}, "batch_stats": {"bn": {"mean": mean, "var": variance}}}
+
+
+@pytest.mark.parametrize("train", [True, False])
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("shape", [(8, 6, 6, 5), (3, 7, 5, 1), (6, 4)])
+def test_a_batch_norm_is_that_of_flax(shape, dtype, train):
+    x = (3 + 2 * jax.random.normal(KEY, shape)).astype(dtype)
+    variables = random_norm(shape[-1])
+
+    def everything(net, x, variables):
+        def outputs(x, params):
+            y, updated = net.apply({**variables, "params": params}, x, train, mutable=["batch_stats"])
+            return y, updated["batch_stats"]
+
+        (y, stats), pullback = jax.vjp(outputs, x, variables["params"])
+        cotangent = jax.random.normal(jax.random.key(9), y.shape).astype(y.dtype), jax.tree.map(jnp.ones_like, stats)
+        return (y, stats), pullback(cotangent)
+
+    plain, ours = (jax.jit(functools.partial(everything, net)) for net in norms(jnp.dtype(dtype)))
+    assert_same(ours(x, variables), plain(x, variables), TOLERANCE[dtype])
+    if train:
+        stacked = jax.tree.map(lambda x: jnp.stack([x, 2 * x]), (x, variables))
+        assert_same(jax.vmap(ours)(*stacked), jax.vmap(plain)(*stacked), TOLERANCE[dtype])
+
+
+@pytest.mark.parametrize("groups", [None, ((0, 1), (2, 3))])
+def test_batch_norms_over_devices_are_those_of_flax(groups):
+    x, variables = 3 + jax.random.normal(KEY, (8, 4, 4, 3)), random_norm(3)
+
+    def gradients(net, variables, x):
+        def loss(params, x):
+            y, _ = net.apply({**variables, "params": params}, x, True, mutable=["batch_stats"])
+            return jnp.sum(jnp.sin(y))
+
+        params_gradient, x_gradient = jax.grad(loss, argnums=(0, 1))(variables["params"], x)
+        return lax.psum(params_gradient, "data"), x_gradient
+
+    plain, ours = norms(jnp.float32, axis_name="data", axis_index_groups=groups)
+    specs = (PartitionSpec(), PartitionSpec("data"))
+    expected, found = (
+        on_devices(functools.partial(gradients, net), (variables, x), specs, (False, True)) for net in (plain, ours)
+    )
+    assert_same(found, expected, 1e-5)
+
+
+@pytest.mark.parametrize("name", ["resnet20", "resnet50"])
+def test_the_gradient_of_a_net_is_that_of_its_plain_form(name):
+    small = {"stage_sizes": (1, 1), "width": 4, "num_classes": 3, "stem": "small"}
+    images = jax.random.normal(KEY, (4, 9, 9, 3))
+
+    def gradient(**settings):
+        model = create_model(name, **small, **settings)
+        variables = model.init(jax.random.key(1), images, train=False)
+
+        def loss(params):
+            logits, _ = model.apply({**variables, "params": params}, images, train=True, mutable=["batch_stats"])
+            return jnp.sum(logits**2)
+
+        return jax.jit(jax.value_and_grad(loss))(variables["params"])
+
+    found = gradient()
+    plain_conv = functools.partial(conv2d, conv_general_dilated=lax.conv_general_dilated)
+    expected = gradient(conv=plain_conv, norm=flax_batch_norm)
+    assert_same(found, expected, 2e-4)
+
+
+def flax_batch_norm(*, name, train, dtype, scale_init=nn.initializers.ones):
+    layer = nn.BatchNorm(momentum=0.9, epsilon=1e-5, dtype=dtype, scale_init=scale_init, name=name)
+    return lambda x: layer(x, use_running_average=not train)
