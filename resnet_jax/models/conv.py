@@ -17,7 +17,9 @@ he_normal_fan_out = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
 
 
 def _by_dot(x: jax.Array, kernel: jax.Array, strides: tuple[int, int]) -> jax.Array:
-    return x[:, :: strides[0], :: strides[1]] @ kernel[0, 0]
+    x = x[:, :: strides[0], :: strides[1]]
+    rows = x.reshape(-1, x.shape[-1])  # in four dimensions the kernel's gradient would copy its operands, transposed
+    return (rows @ kernel[0, 0]).reshape(*x.shape[:-1], kernel.shape[-1])
 
 
 def _gradients(function: Callable, x: jax.Array, kernel: jax.Array, gradient: jax.Array):
@@ -25,29 +27,25 @@ def _gradients(function: Callable, x: jax.Array, kernel: jax.Array, gradient: ja
 
 
 def convolve(x: jax.Array, kernel: jax.Array, strides: tuple[int, int], padding, **dimensions) -> jax.Array:
-    """`lax.conv_general_dilated`, with two tricks for XLA's CPU backend.
+    """`lax.conv_general_dilated`, except that XLA's CPU backend computes 1x1 convolutions as dots, after the stride.
 
-    1x1 convolutions are dots there, after the stride: a convolution would compute the gradient of its kernel from
-    transposed activations. And what gives the output's gradient is computed on its own: XLA would compute it in the
-    order of that transposition.
+    As convolutions it would take the gradient of their kernels from transposed activations.
     """
     convolution = functools.partial(lax.conv_general_dilated, window_strides=strides, padding=padding, **dimensions)
-    is_pointwise = kernel.shape[:2] == (1, 1) and kernel.shape[2] == x.shape[-1] and not any(map(any, padding))
-    on_cpu = functools.partial(_by_dot, strides=strides) if is_pointwise else convolution
+    if kernel.shape[:2] != (1, 1) or kernel.shape[2] != x.shape[-1] or any(map(any, padding)):
+        return convolution(x, kernel)
+    forms = {"cpu": functools.partial(_by_dot, strides=strides), "default": convolution}
 
     @jax.custom_vjp
-    def convolved(x, kernel):
-        return lax.platform_dependent(x, kernel, cpu=on_cpu, default=convolution)
-
-    def gradients_on_cpu(x, kernel, gradient):
-        return _gradients(on_cpu, x, kernel, lax.optimization_barrier(gradient))
+    def pointwise(x, kernel):
+        return lax.platform_dependent(x, kernel, **forms)
 
     def gradients(saved, gradient):
-        on_others = functools.partial(_gradients, convolution)
-        return lax.platform_dependent(*saved, gradient, cpu=gradients_on_cpu, default=on_others)
+        pullbacks = {platform: functools.partial(_gradients, form) for platform, form in forms.items()}
+        return lax.platform_dependent(*saved, gradient, **pullbacks)
 
-    convolved.defvjp(lambda x, kernel: (convolved(x, kernel), (x, kernel)), gradients)
-    return convolved(x, kernel)
+    pointwise.defvjp(lambda x, kernel: (pointwise(x, kernel), (x, kernel)), gradients)
+    return pointwise(x, kernel)
 
 
 def conv2d(

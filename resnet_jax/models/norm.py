@@ -26,57 +26,68 @@ def _sum_by_dot(x: jax.Array) -> jax.Array:
     return jnp.ones(len(parts)) @ parts
 
 
-def _sum(x: jax.Array) -> jax.Array:
-    return jnp.sum(x, range(x.ndim - 1), dtype=jnp.float32)
-
-
-@jax.custom_vjp
 def channel_sum(x: jax.Array) -> jax.Array:
     """Sum over all axes but the last: (..., channels) to float32 (channels,).
 
-    XLA's CPU backend sums over leading axes one channel after another: a sum over eight parts, in which neighbours in
-    memory stay neighbours, and a dot do it 4 to 25 times faster.
+    XLA's CPU backend sums over leading axes one channel after another. A sum over eight parts, in which neighbours in
+    memory stay neighbours, and a dot are 4 to 25 times as fast there.
     """
-    return lax.platform_dependent(x, cpu=_sum_by_dot, default=_sum)
+    whole = functools.partial(jnp.sum, axis=range(x.ndim - 1), dtype=jnp.float32)
+    return lax.platform_dependent(x, cpu=_sum_by_dot, default=whole)
 
 
-def _channel_sum_gradient(x: jax.Array, gradient: jax.Array) -> tuple[jax.Array]:
-    return (jnp.broadcast_to(_per_channel(gradient, x.ndim), x.shape).astype(x.dtype),)
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4, 5))
+def normalize_by_batch(
+    x: jax.Array, scale: jax.Array, bias: jax.Array, epsilon: float, dtype, average: Callable
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Batch normalisation in training (Ioffe & Szegedy 2015, arXiv:1502.03167, Algorithm 1).
 
+    Args:
+      x: (..., channels).
+      scale, bias: float32 (channels,).
+      epsilon: number added to the variance.
+      dtype: dtype of the output; everything between is float32.
+      average: mean of a tree over devices, or the identity.
 
-channel_sum.defvjp(lambda x: (channel_sum(x), x), _channel_sum_gradient)
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
-def normalize(x: jax.Array, mean: jax.Array, factor: jax.Array, bias: jax.Array, dtype) -> jax.Array:
-    """(x - mean) * factor + bias in float32, for `x` (..., channels) and three arrays (channels,); the output has `dtype`.
-
-    Its gradient reads the activations twice, for `channel_sum` and for x.
+    Returns:
+      (output like x, mean, variance): the variance is that of the batch, without Bessel's correction. No gradient goes
+      through mean and variance as outputs, only through their part in the first output.
     """
-    mean, factor, bias = (_per_channel(each, x.ndim) for each in (mean, factor, bias))
-    return ((x - mean) * factor + bias).astype(dtype)
+    count = x.size // x.shape[-1]
+    sums = channel_sum(x), channel_sum(lax.square(x.astype(jnp.float32)))
+    mean, mean_square = average(jax.tree.map(lambda total: total / count, sums))
+    variance = jnp.maximum(0, mean_square - lax.square(mean))
+    factor = scale * lax.rsqrt(variance + epsilon)
+    centered = x - _per_channel(mean, x.ndim)
+    return (centered * _per_channel(factor, x.ndim) + _per_channel(bias, x.ndim)).astype(dtype), mean, variance
 
 
-def _normalize_forward(x, mean, factor, bias, dtype):
-    return normalize(x, mean, factor, bias, dtype), (x, mean, factor)
+def _normalize_by_batch(x, scale, bias, *settings):
+    outputs = normalize_by_batch(x, scale, bias, *settings)
+    return outputs, (x, scale, *outputs[1:])
 
 
-def _normalize_gradient(dtype, saved, gradient):
-    x, mean, factor = saved
-    bias_gradient = channel_sum(gradient)
-    factor_gradient = channel_sum(gradient * (x - _per_channel(mean, x.ndim)))
-    x_gradient = (gradient * _per_channel(factor, x.ndim)).astype(x.dtype)
-    return x_gradient, -factor * bias_gradient, factor_gradient, bias_gradient
+def _normalize_by_batch_gradients(epsilon, dtype, average, saved, gradients):
+    x, scale, mean, variance = saved
+    gradient, count = gradients[0].astype(jnp.float32), x.size // x.shape[-1]
+    deviation = jnp.sqrt(variance + epsilon)
+    centered = x - _per_channel(mean, x.ndim)
+    sums = channel_sum(gradient), channel_sum(gradient * centered)
+    mean_gradient, slope = average((sums[0] / count, sums[1] / (count * (variance + epsilon))))
+    straightened = gradient - _per_channel(mean_gradient, x.ndim) - centered * _per_channel(slope, x.ndim)
+    # The division comes last: XLA repeats what is cheap in each consumer, here the transposition for the gradient of a
+    # kernel, where it is slow; a division it does once.
+    x_gradient = straightened * _per_channel(scale, x.ndim) / _per_channel(deviation, x.ndim)
+    return x_gradient.astype(x.dtype), sums[1] / deviation, sums[0]
 
 
-normalize.defvjp(_normalize_forward, _normalize_gradient)
+normalize_by_batch.defvjp(_normalize_by_batch, _normalize_by_batch_gradients)
 
 
 class BatchNorm(nn.Module):
-    """Batch normalisation (Ioffe & Szegedy 2015, arXiv:1502.03167): `flax.linen.BatchNorm`, with faster sums on CPUs.
+    """`flax.linen.BatchNorm`, with less work in its gradient and faster sums on CPUs.
 
-    Parameters "scale" and "bias" and statistics "mean" and "var" are float32 (channels,); the batch's mean and variance
-    are those of float32, the variance that of the batch, without Bessel's correction.
+    Parameters "scale" and "bias" and running statistics "mean" and "var" are float32 (channels,).
     """
 
     momentum: float
@@ -95,20 +106,19 @@ class BatchNorm(nn.Module):
         scale = self.param("scale", self.scale_init, channels)
         bias = self.param("bias", nn.initializers.zeros, channels)
         if use_running_average:
-            mean, variance = running_mean.value, running_variance.value
-        else:
-            mean, variance = self._batch_statistics(x)
-            if not self.is_initializing():
-                running_mean.value = self.momentum * running_mean.value + (1 - self.momentum) * mean
-                running_variance.value = self.momentum * running_variance.value + (1 - self.momentum) * variance
-        return normalize(x, mean, scale * lax.rsqrt(variance + self.epsilon), bias, self.dtype)
+            factor = scale * lax.rsqrt(running_variance.value + self.epsilon)
+            mean, factor, bias = (_per_channel(each, x.ndim) for each in (running_mean.value, factor, bias))
+            return ((x - mean) * factor + bias).astype(self.dtype)
+        x, mean, variance = normalize_by_batch(x, scale, bias, self.epsilon, self.dtype, self._average)
+        if not self.is_initializing():
+            running_mean.value = self.momentum * running_mean.value + (1 - self.momentum) * mean
+            running_variance.value = self.momentum * running_variance.value + (1 - self.momentum) * variance
+        return x
 
-    def _batch_statistics(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
-        count, squares = x.size // x.shape[-1], lax.square(x.astype(jnp.float32))
-        mean, mean_square = channel_sum(x) / count, channel_sum(squares) / count
-        if self.axis_name is not None and not self.is_initializing():
-            mean, mean_square = lax.pmean((mean, mean_square), self.axis_name, axis_index_groups=self.axis_index_groups)
-        return mean, jnp.maximum(0, mean_square - lax.square(mean))
+    def _average(self, tree):
+        if self.axis_name is None or self.is_initializing():
+            return tree
+        return lax.pmean(tree, self.axis_name, axis_index_groups=self.axis_index_groups)
 
 
 def batch_norm(

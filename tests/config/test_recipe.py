@@ -26,7 +26,7 @@ def test_a_recipe_needs_a_config_and_metadata_alone(nothing_but_thinking):
     recipe = Recipe(config, DATASETS["digits"])
     assert (recipe.num_parameters, recipe.num_steps, recipe.num_examples) == (269_434, 30, 1257)
     assert recipe.layers[0].name == "conv1" and recipe.multiply_adds > 0
-    assert recipe.describe(["cpu"] * 2, "runs/x")["devices"].startswith("2 x cpu, shard_map")
+    assert recipe.describe(["cpu"] * 2, "", "runs/x")["devices"].startswith("2 x cpu, shard_map")
     assert repr(recipe.card({}, mean_image=[[[0.0]]]).create_model()) == repr(recipe.model)
     assert config.to_json() == before
 

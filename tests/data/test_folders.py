@@ -162,7 +162,7 @@ def test_each_folder_plays_the_part_of_its_name(tmp_path, name):
         write_classes(tmp_path / split, count)
     recipe = make_recipe(photo_config(tmp_path, data__validation_size=0.25))
     assert (recipe.num_examples, recipe.num_validation) == (12, 6)
-    assert f"12 train (train/), 6 validation ({name}/), 4 test (test/)" in recipe.describe(["cpu"], "x")["data"]
+    assert f"12 train (train/), 6 validation ({name}/), 4 test (test/)" in recipe.describe(["cpu"], "", "x")["data"]
     splits = load_splits("folder", 0.25, str(tmp_path), use_validation_split=True)
     assert {split: len(source) for split, source in splits.items()} == {"train": 12, "validation": 6, "test": 4}
     held_out = load_splits("folder", 0.25, str(tmp_path))
