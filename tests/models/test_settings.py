@@ -7,6 +7,7 @@ import pytest
 
 from resnet_jax import UserError, create_model
 from resnet_jax.models import CONVS, DOWNSAMPLES, NORMS, SHORTCUTS, STEMS
+from resnet_jax.models.norm import BatchNorm
 from resnet_jax.models.stems import Stem
 from tests.models.nets import shapes_of
 
@@ -15,7 +16,7 @@ def norms_of(model):
     found = []
 
     def record(call, args, kwargs, context):
-        if isinstance(context.module, nn.BatchNorm | nn.GroupNorm):
+        if isinstance(context.module, BatchNorm | nn.GroupNorm):
             found.append(context.module)
         return call(*args, **kwargs)
 
