@@ -6,6 +6,7 @@ import datetime
 import functools
 import importlib.metadata
 import json
+import os
 import pathlib
 import re
 import statistics
@@ -51,6 +52,7 @@ def benchmark() -> Iterator[None]:
 
     A package that is not installed is named, as benchmarks also run where only a part of the requirements is.
     """
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # else a GPU has little memory left for torch
     with command_line():
         choose_xla_flags()
         try:
