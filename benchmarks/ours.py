@@ -24,7 +24,7 @@ _AUGMENTATION = {
 }
 
 
-def random_state(model: nn.Module, size: int, seed: int = 0) -> TrainState:
+def random_state(model: nn.Module, size: int, seed: int | jax.Array = 0) -> TrainState:
     """Random weights for square images, and the state of momentum SGD."""
     images, keys = jnp.zeros((1, size, size, 3)), jax.random.split(jax.random.key(seed))
     return jax.jit(lambda keys: create_state(model, OPTIMIZER, *keys, images, with_ema=False))(keys)

@@ -11,11 +11,11 @@ pass over memory, and nothing stays in a cache. The 16 passes over each convolut
   forward (5): the convolution writes y; the statistics read y; norm and ReLU read y and write z; the next convolution
     reads z;
   backward (11): the next convolution reads z again, for the gradient of its weights, and writes the gradient dz; the
-    sums of the norm's gradient read dz, y and z (the ReLU's mask), and so does the pass after them, which writes dy; the
-    convolution reads dy twice, for the gradients of its input and its weights.
+    sums of the norm's gradient read dz, y and z (the ReLU's mask), and so does the pass after them, which writes dy;
+    the convolution reads dy twice, for the gradients of its input and its weights.
 Each sum of a block adds 5 passes: forward, the shortcut is read; backward, the gradient of the shortcut is written and
-read, the mask is read, and the sum of the two gradients is written. A pooling adds 5 over its output: it is written, read
-twice, and its gradient is written and read. Inference with folded norms needs 2 passes over y, and 1 more for each
+read, the mask is read, and the sum of the two gradients is written. A pooling adds 5 over its output: it is written,
+read twice, and its gradient is written and read. Inference with folded norms needs 2 passes over y, and 1 more for each
 sum. Images are read twice in training. Weights, which a batch has in common, are left out: the bound is one for large
 batches.
 

@@ -128,9 +128,11 @@ def train_step(
     return State(optax.apply_updates(state.params, updates), batch_stats, opt_state), loss
 
 
-def compile_train_step(name: str, size: int, batch: int, dtype: str, num_classes: int):
-    """(compiled step, its state): for one device."""
-    model = NETS[name](num_classes=num_classes, dtype=jnp.dtype(dtype))
+def compile_train_step(
+    name: str, size: int, batch: int, dtype: str, num_classes: int, **attributes
+) -> tuple[Callable, State]:
+    """(compiled step, its state): for one device, of a net with other attributes."""
+    model = NETS[name](num_classes=num_classes, dtype=jnp.dtype(dtype), **attributes)
     state = jax.jit(functools.partial(create_state, model, size))()
     images = jax.ShapeDtypeStruct((batch, size, size, 3), jnp.dtype(dtype))
     labels = jax.ShapeDtypeStruct((batch,), jnp.int32)

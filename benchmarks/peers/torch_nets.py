@@ -87,7 +87,9 @@ def make_train_step(net: torch.nn.Module, dtype: str, compiled: bool) -> Callabl
     return train_step
 
 
-def training(name: str, size: int, batch: int, dtype: str, *, num_classes: int, steps: int, compiled: bool) -> Callable:
+def training(
+    name: str, size: int, batch: int, dtype: str, *, num_classes: int, steps: int, compiled: bool
+) -> Callable[[], None]:
     """A function that trains `steps` steps on one batch of noise."""
     train_step = make_train_step(create_net(name, num_classes).train(), dtype, compiled)
     images = torch.randn(batch, 3, size, size, device=device()).contiguous(memory_format=torch.channels_last)
