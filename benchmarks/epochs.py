@@ -4,8 +4,8 @@
     python -m benchmarks.epochs --examples 2560 --batch 128 --against torch
 
 Ours is the program that the training loop calls, its data on the device, its sums fetched a call later as there.
-`torch` and `torch_compile` have data and augmentation on the device, too; `flax` is a plain Flax net that the host feeds,
-augmenting by NumPy. Nets of ImageNet begin with a 3x3 convolution. An epoch leaves out the last partial batch.
+`torch` and `torch_compile` have data and augmentation on the device, too; `flax` is a plain Flax net that the host
+feeds, augmenting by NumPy. Nets of ImageNet begin with a 3x3 convolution. An epoch leaves out the last partial batch.
 """
 
 import itertools

@@ -1,4 +1,4 @@
-"""Wall time of steps of the whole training loop, without and with a look inside the net, against the bare compiled step.
+"""Wall time of the whole training loop, without and with a look inside the net, against the bare compiled step.
 
     python -m benchmarks.loop_overhead
 

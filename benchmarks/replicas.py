@@ -44,9 +44,8 @@ def measure(name: str, replicas: int, dtype: str, args: argparse.Namespace) -> N
     one = ours.small_image_program(model, *data, args.batch, keys[0], args.steps_per_call)
     many = ours.small_image_program(model, *data, args.batch, keys, args.steps_per_call)
     calls = -(-args.steps // args.steps_per_call)
-    together = training(
-        many, many.parallel.replicate(jax.vmap(state)(jnp.arange(replicas))), calls, args.steps_per_call
-    )
+    states = jax.vmap(state)(jnp.arange(replicas))
+    together = training(many, many.parallel.replicate(states), calls, args.steps_per_call)
     alone = training(one, one.parallel.replicate(state(0)), calls, args.steps_per_call)
     compare(
         {"together": together, "one after another": lambda: replicas * alone()},
