@@ -29,7 +29,11 @@ from resnet_jax.models import create_model
 from resnet_jax.training.parallel import DataParallel
 from resnet_jax.training.step import make_train_step
 
-TOPOLOGIES = {"v5e": "v5e:2x2", "v4": "v4:2x2x1"}
+# Of four chips. The two cores of a v4 are one device, as they are by default where the chips are there.
+TOPOLOGIES = {
+    "v5e": {"topology_name": "v5e:2x2"},
+    "v4": {"topology_name": "v4:2x2x1", "chip_config_name": "megacore"},
+}
 _CLASSES = 1000
 
 
@@ -67,7 +71,7 @@ def tpu_devices(chip: str) -> list:
     from jax.experimental import topologies
 
     try:
-        return topologies.get_topology_desc(platform="tpu", topology_name=TOPOLOGIES[chip]).devices
+        return topologies.get_topology_desc(platform="tpu", **TOPOLOGIES[chip]).devices
     except Exception as error:  # JAX's, of several types
         reason = str(error).splitlines()[0]
         raise UserError(f"compiled_cost: libtpu cannot compile for {chip}: {reason}; try another --chip") from error
@@ -111,10 +115,11 @@ def main() -> None:
         jax.config.update("jax_platforms", "cpu")  # chips that are here are of no use
         chips = {chip: tpu_devices(chip) for chip in args.chip} if args.platform == "tpu" else {"cpu": jax.devices()}
         case = {"model": args.model, "size": args.size, "batch": args.batch, "dtype": args.dtype}
-        for chip, devices in chips.items():
+        for devices in chips.values():
+            kind = f"{len(devices)} x {devices[0].device_kind}"
             for name in args.only:
                 figures = cost(STEPS[name], args.model, args.size, args.batch, args.dtype, devices)
-                print_line({**case, "chip": chip, "candidate": name, **figures})
+                print_line({"case": case, "candidate": name, **figures, "device": kind})
 
 
 if __name__ == "__main__":

@@ -77,7 +77,7 @@ def compare(
       candidates: by name; a function returns when its work is done. The seconds of the call count, or, where only a
         part of it is to count, those that it returns.
       rounds: timed calls of each.
-      case: what is measured, for the lines: the model, the size of the images and so on.
+      case: what is measured: the model, the size of the images and so on.
       images: number of images of a call; lines then have images per second.
       fastest_seconds: bound of a call on this device (see `roofline`), of which lines have the fraction reached.
       about: by name, more for that candidate's line.
@@ -94,7 +94,7 @@ def compare(
             seconds[name].append(_seconds(function))
     first, lines = next(iter(seconds.values())), []
     for name, own in seconds.items():
-        line = {**case, "candidate": name, "seconds": spread(own), "rounds": rounds}
+        line = {"case": dict(case), "candidate": name, "seconds": spread(own), "rounds": rounds}
         if images:
             line["images_per_second"] = spread([images / each for each in own])
         if fastest_seconds:
@@ -106,8 +106,12 @@ def compare(
 
 
 def print_line(measured: dict) -> dict:
-    """Print a measurement and its surroundings as a JSON line, append it to the file of `--save`, and return it."""
-    line = {"benchmark": benchmark_name(), **measured, **surroundings()}
+    """Print a measurement as a JSON line, append it to the file of `--save`, and return it.
+
+    Args:
+      measured: with `case` and `candidate`; surroundings that it lacks are added.
+    """
+    line = {"benchmark": benchmark_name(), **measured, **surroundings(), **measured}
     print(json.dumps(line), flush=True)
     for path in _FILES:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -201,8 +201,8 @@ def memory(folder: pathlib.Path, num_batches: int, batch_size: int = 32) -> None
         loader.inputs(step)
         if step in (num_batches // 20, num_batches // 4, num_batches // 2, num_batches):
             megabytes, rate = _resident_megabytes(), step * batch_size / (time.perf_counter() - start)
-            measured = {"batches": step, "megabytes": round(megabytes, 1), "images_per_second": round(rate)}
-            print_line({"candidate": "ours", **measured})
+            measured = {"megabytes": round(megabytes, 1), "images_per_second": round(rate)}
+            print_line({"case": {"measured": "memory"}, "candidate": f"ours after {step} batches", **measured})
 
 
 def index(folder: pathlib.Path, count: int) -> None:
@@ -216,7 +216,7 @@ def index(folder: pathlib.Path, count: int) -> None:
     for what in ("index", "open"):
         command = [sys.executable, "-m", "benchmarks.input_rate", "--only", "index", "--folder", str(folder)]
         measured = json.loads(subprocess.check_output(command, text=True))
-        print_line({"candidate": what, "images": count, **measured})
+        print_line({"case": {"measured": "index", "images": count}, "candidate": what, **measured})
 
 
 def _open_index(folder: pathlib.Path) -> None:

@@ -63,7 +63,7 @@ def main() -> None:
 
         case = {"model": _MODEL["name"], "file": path.suffix, "file_bytes": size}
         compare({"ours": load_once}, args.rounds, case=case)
-        print_line({**case, "candidate": "ours", "memory_to_file": spread([grown / size for grown in memory])})
+        print_line({"case": case, "candidate": "ours", "memory_to_file": spread([grown / size for grown in memory])})
 
 
 if __name__ == "__main__":

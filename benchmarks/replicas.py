@@ -2,8 +2,8 @@
 
     python -m benchmarks.replicas --model resnet20 --replicas 2 8
 
-Noise of CIFAR-10's shape on one device, with augmentation. One after another is timed with one seed, K times: its images
-per second are those of a single run.
+Noise of CIFAR-10's shape on one device, with augmentation. One after another is the time of one seed, K times: its
+images per second are those of a single run.
 """
 
 import argparse
