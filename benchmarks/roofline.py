@@ -98,7 +98,7 @@ def traffic(layers: list[Layer], image_shape: tuple[int, int, int], itemsize: in
     # A block's sum has the shape of its last convolution, and the layers of a block have its name before theirs.
     sums = {layer.name.rpartition("/")[0]: layer for layer in convolutions if layer.is_on_main_path}
     sums.pop("", None)
-    pools = [layer for layer in layers if not layer.parameters]
+    pools = [layer for layer in layers if not layer.parameters and len(layer.output_shape) == 3]
     phase = 0 if training else 1
     passes = (
         (convolutions, _CONVOLUTION_PASSES[phase]),
