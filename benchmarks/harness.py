@@ -1,22 +1,65 @@
 """Timings side by side: candidates take turns in one process, and each measurement is one JSON line."""
 
+import argparse
+import contextlib
 import datetime
 import functools
 import importlib.metadata
 import json
+import os
 import pathlib
 import re
 import statistics
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 import jax
 
+from resnet_jax.commands import command_line
 from resnet_jax.environment import num_cpus
+from resnet_jax.errors import UserError
 from resnet_jax.xla_flags import cpu_features
 
 _PACKAGES = ("jax", "jaxlib", "flax", "torch", "torchvision", "tensorflow")
+
+
+class _SaveLines(argparse.Action):
+    """Lines that are printed go to this file, too."""
+
+    def __call__(self, parser, namespace, values, option_string=None):
+        _FILES.append(pathlib.Path(values).absolute())
+
+
+_FILES: list[pathlib.Path] = []  # given as --save: `print_line` has many callers, and none should hand a path on
+
+
+def command_parser(description: str, rounds: int = 5) -> argparse.ArgumentParser:
+    """A parser with the options of every benchmark: `--rounds`, and `--save` for `print_line`.
+
+    Args:
+      description: docstring of the command's module.
+      rounds: default of `--rounds`.
+    """
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=_positive, default=rounds, help="timed calls of each candidate")
+    parser.add_argument("--save", action=_SaveLines, metavar="FILE", help="append the JSON lines to this file, too")
+    return parser
+
+
+@contextlib.contextmanager
+def benchmark() -> Iterator[None]:
+    """For the body of a benchmark: messages instead of tracebacks, and XLA's flags as in training.
+
+    A package that is not installed is named, as benchmarks also run where only a part of the requirements is.
+    """
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # else a GPU has little memory left for torch
+    with command_line():
+        try:
+            yield
+        except ModuleNotFoundError as error:
+            package = (error.name or "").split(".")[0]
+            raise UserError(f"{benchmark_name()}: expected the package {package}, found none; install it") from None
 
 
 def compare(
@@ -34,7 +77,7 @@ def compare(
       candidates: by name; a function returns when its work is done. The seconds of the call count, or, where only a
         part of it is to count, those that it returns.
       rounds: timed calls of each.
-      case: what is measured, for the lines: the model, the size of the images and so on.
+      case: what is measured: the model, the size of the images and so on.
       images: number of images of a call; lines then have images per second.
       fastest_seconds: bound of a call on this device (see `roofline`), of which lines have the fraction reached.
       about: by name, more for that candidate's line.
@@ -51,21 +94,30 @@ def compare(
             seconds[name].append(_seconds(function))
     first, lines = next(iter(seconds.values())), []
     for name, own in seconds.items():
-        line = {"benchmark": benchmark_name(), **case, "candidate": name, "seconds": spread(own), "rounds": rounds}
+        line = {"case": dict(case), "candidate": name, "seconds": spread(own), "rounds": rounds}
         if images:
             line["images_per_second"] = spread([images / each for each in own])
         if fastest_seconds:
-            line["fraction_of_roofline"] = round(fastest_seconds / statistics.median(own), 3)
+            line["fraction_of_roofline"] = float(f"{fastest_seconds / statistics.median(own):.3g}")
         if len(candidates) > 1:
             line["speed_of_first"] = spread([its / firsts for its, firsts in zip(own, first, strict=True)])
-        lines.append({**line, **about.get(name, {}), **surroundings()})
-        print_line(lines[-1])
+        lines.append(print_line({**line, **about.get(name, {})}))
     return lines
 
 
-def print_line(line: dict) -> None:
-    """Print a measurement."""
+def print_line(measured: dict) -> dict:
+    """Print a measurement as a JSON line, append it to the file of `--save`, and return it.
+
+    Args:
+      measured: with `case` and `candidate`; surroundings that it lacks are added.
+    """
+    line = {"benchmark": benchmark_name(), **measured, **surroundings(), **measured}
     print(json.dumps(line), flush=True)
+    for path in _FILES:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("a") as file:
+            file.write(json.dumps(line) + "\n")
+    return line
 
 
 def spread(values: list[float]) -> list[float]:
@@ -93,6 +145,13 @@ def device_name() -> str:
     name = re.search(r"model name\s*:\s*(.+)", cpuinfo.read_text()) if cpuinfo.exists() else None
     vectors = [title for flag, title in (("avx512f", "AVX-512"), ("avx2", "AVX2")) if flag in cpu_features()]
     return f"{num_cpus()} CPU cores ({', '.join([name[1] if name else 'unknown', *vectors[:1]])})"
+
+
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise ValueError
+    return number
 
 
 def _seconds(function: Callable[[], float | None]) -> float:

@@ -11,20 +11,21 @@ host:
   flax: the tf.data pipeline of the Flax ImageNet example (bicubic, normalised float32);
   tf.data: the same, tuned: uint8, bilinear, faster decoding, order not kept;
   torchvision: its transforms on Pillow images in a DataLoader with a process for each CPU, uint8.
-Others need `pip install tensorflow-cpu` and `pip install torch torchvision`. Prints one JSON line each.
+Others need `pip install tensorflow-cpu` and `pip install torch torchvision`.
 """
 
 import argparse
+import functools
 import importlib.util
 import json
 import os
 import pathlib
-import statistics
 import subprocess
 import sys
 import tempfile
 import time
 
+from benchmarks.harness import benchmark, command_parser, compare, print_line
 from benchmarks.photos import write_folder
 
 _BATCH, _SIZE = 128, 224
@@ -32,8 +33,6 @@ _CPUS = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os
 
 
 def _our_sampler(folder):
-    import functools
-
     import jax
 
     from resnet_jax.data import sampling
@@ -113,9 +112,9 @@ def _tf_data(folder):
 def _torchvision(folder):
     import torch
 
-    library = torch.library.Library("torchvision", "DEF")  # the wheel without operators imports once these are named
-    for operator in ("nms", "qnms"):
-        library.define(f"{operator}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+    from resnet_jax.weights.references import import_torchvision
+
+    import_torchvision()
     from torchvision import datasets, transforms
 
     transform = transforms.Compose([
@@ -153,30 +152,14 @@ def rate(name: str, folder: pathlib.Path, seconds: float) -> float:
     return count / (time.perf_counter() - start)
 
 
-def compare(names: list[str], folder: pathlib.Path, rounds: int, seconds: float) -> None:
-    """Print the rates of pipelines, `ours` among them."""
-    rates = {name: [] for name in names}
-    for _ in range(rounds):
-        for name in names:
-            command = [sys.executable, "-m", "benchmarks.input_rate", "--only", name, "--folder", str(folder)]
-            quiet = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3", "JAX_PLATFORMS": "cpu"}
-            output = subprocess.run(
-                [*command, "--seconds", str(seconds)], env=quiet, stdout=subprocess.PIPE, text=True, check=True
-            ).stdout
-            rates[name].append(float(output.splitlines()[-1]))
-    for name, found in rates.items():
-        ratios = [ours / other for ours, other in zip(rates["ours"], found, strict=True)]
-        print(
-            json.dumps({
-                "pipeline": name,
-                "images_per_second": round(statistics.median(found)),
-                "min": round(min(found)),
-                "max": round(max(found)),
-                "ours_to_it": round(statistics.median(ratios), 2),
-                "ratio_min": round(min(ratios), 2),
-                "ratio_max": round(max(ratios), 2),
-            })
-        )  # fmt: skip
+def batch_seconds(name: str, folder: pathlib.Path, seconds: float) -> float:
+    """Seconds for a batch of a pipeline, in a process of its own that measures for so many seconds."""
+    command = [sys.executable, "-m", "benchmarks.input_rate", "--only", name, "--folder", str(folder)]
+    quiet = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3", "JAX_PLATFORMS": "cpu"}
+    process = subprocess.run(
+        [*command, "--seconds", str(seconds)], env=quiet, stdout=subprocess.PIPE, text=True, check=True
+    )
+    return _BATCH / float(process.stdout.splitlines()[-1])
 
 
 def _resident_megabytes() -> float:
@@ -185,8 +168,6 @@ def _resident_megabytes() -> float:
 
 
 def _stream_loader(folder, batch_size):
-    import functools
-
     import jax
     import numpy as np
 
@@ -220,7 +201,8 @@ def memory(folder: pathlib.Path, num_batches: int, batch_size: int = 32) -> None
         loader.inputs(step)
         if step in (num_batches // 20, num_batches // 4, num_batches // 2, num_batches):
             megabytes, rate = _resident_megabytes(), step * batch_size / (time.perf_counter() - start)
-            print(json.dumps({"batches": step, "megabytes": round(megabytes, 1), "images_per_second": round(rate)}))
+            measured = {"megabytes": round(megabytes, 1), "images_per_second": round(rate)}
+            print_line({"case": {"measured": "memory"}, "candidate": f"ours after {step} batches", **measured})
 
 
 def index(folder: pathlib.Path, count: int) -> None:
@@ -234,7 +216,7 @@ def index(folder: pathlib.Path, count: int) -> None:
     for what in ("index", "open"):
         command = [sys.executable, "-m", "benchmarks.input_rate", "--only", "index", "--folder", str(folder)]
         measured = json.loads(subprocess.check_output(command, text=True))
-        print(json.dumps({"what": what, "images": count, **measured}))
+        print_line({"case": {"measured": "index", "images": count}, "candidate": what, **measured})
 
 
 def _open_index(folder: pathlib.Path) -> None:
@@ -249,8 +231,7 @@ def _open_index(folder: pathlib.Path) -> None:
 
 def main() -> None:
     """Parse the command line and measure."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=5)
+    parser = command_parser(__doc__)
     parser.add_argument("--seconds", type=float, default=8.0, help="of each pipeline in each round")
     parser.add_argument("--workers", type=int, nargs="+", metavar="N")
     parser.add_argument("--memory", action="store_true")
@@ -263,18 +244,28 @@ def main() -> None:
     elif args.only:
         print(rate(args.only, args.folder, args.seconds))
     else:
-        with tempfile.TemporaryDirectory() as scratch:
-            folder = pathlib.Path(scratch)
-            if args.index:
-                index(folder, args.index)
-                return
-            write_folder(folder, {"train": 1000, "test": 10})
-            if args.memory:
-                memory(folder, num_batches=5000)
-            else:
-                kinds = [f"{kind}:{count}" for count in args.workers or () for kind in ("threads", "processes")]
-                installed = [name for name, (_, package) in PIPELINES.items() if importlib.util.find_spec(package)]
-                compare(["ours", *kinds] if kinds else installed, folder, args.rounds, args.seconds)
+        with benchmark(), tempfile.TemporaryDirectory() as scratch:
+            measure(args, pathlib.Path(scratch))
+
+
+def measure(args: argparse.Namespace, folder: pathlib.Path) -> None:
+    """Measure as the options say, with images in a folder."""
+    if args.index:
+        index(folder, args.index)
+        return
+    write_folder(folder, {"train": 1000, "test": 10})
+    if args.memory:
+        memory(folder, num_batches=5000)
+        return
+    kinds = [f"{kind}:{count}" for count in args.workers or () for kind in ("threads", "processes")]
+    installed = [name for name, (_, package) in PIPELINES.items() if importlib.util.find_spec(package)]
+    names = ["ours", *kinds] if kinds else installed
+    compare(
+        {name: functools.partial(batch_seconds, name, folder, args.seconds) for name in names},
+        args.rounds,
+        case={"size": _SIZE, "batch": _BATCH},
+        images=_BATCH,
+    )
 
 
 if __name__ == "__main__":

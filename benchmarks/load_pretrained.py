@@ -4,22 +4,20 @@
     python -m benchmarks.load_pretrained --file resnet50-11ad3fa6.pth
 
 The file is one of random weights under torch's names if none is given. Memory is the peak of the process above what it
-had before. Prints one JSON line with the medians, and the min and max of the seconds.
+had before.
 """
 
-import argparse
 import concurrent.futures
-import json
 import multiprocessing
 import pathlib
 import re
-import statistics
 import tempfile
 import time
 
 import jax
 import jax.numpy as jnp
 
+from benchmarks.harness import benchmark, command_parser, compare, print_line, spread
 from resnet_jax import create_model, load_pretrained
 from resnet_jax.checkpoint.card import ModelCard
 from resnet_jax.weights.native import write_weights
@@ -48,29 +46,24 @@ def _write(path: pathlib.Path) -> None:
 
 def main() -> None:
     """Parse the command line and measure."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_parser(__doc__)
     parser.add_argument("--file", help="of torchvision or timm")
-    parser.add_argument("--repeats", type=int, default=5)
     args = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder:
+    with benchmark(), tempfile.TemporaryDirectory() as folder:
         path = pathlib.Path(args.file or f"{folder}/resnet50.safetensors")
         if not args.file:
             _write(path)
-        spawn = multiprocessing.get_context("spawn")
-        with concurrent.futures.ProcessPoolExecutor(1, spawn, max_tasks_per_child=1) as processes:
-            results = list(processes.map(load, [str(path)] * args.repeats))
-        size = path.stat().st_size
-    seconds, memory = zip(*results, strict=True)
-    print(
-        json.dumps({
-            "file_megabytes": round(size / 2**20, 1),
-            "device": jax.devices()[0].device_kind,
-            "seconds": round(statistics.median(seconds), 2),
-            "seconds_min": round(min(seconds), 2),
-            "seconds_max": round(max(seconds), 2),
-            "memory_to_file": round(statistics.median(memory) / size, 2),
-        })
-    )  # fmt: skip
+        size, memory = path.stat().st_size, []
+
+        def load_once() -> float:
+            with concurrent.futures.ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
+                seconds, grown = process.submit(load, str(path)).result()
+            memory.append(grown)
+            return seconds
+
+        case = {"model": _MODEL["name"], "file": path.suffix, "file_bytes": size}
+        compare({"ours": load_once}, args.rounds, case=case)
+        print_line({"case": case, "candidate": "ours", "memory_to_file": spread([grown / size for grown in memory])})
 
 
 if __name__ == "__main__":

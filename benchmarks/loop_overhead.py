@@ -1,30 +1,26 @@
-"""Wall time per step of the whole training loop against the bare compiled step, steady state.
+"""Wall time of the whole training loop, without and with a look inside the net, against the bare compiled step.
 
     python -m benchmarks.loop_overhead
 
-The loop and the bare step take turns in one process. The loop does all that it does in a real run (inputs, reading
-metrics, logging every 100 steps); evaluation and checkpoints, which are no part of a step, fall after the last one.
-Prints one JSON line: milliseconds per step of both, and the ratio of each pair (median, min, max).
+The loop does all that it does in a real run (inputs, reading metrics, logging every 100 steps); evaluation and
+checkpoints, which are no part of a step, fall after the last one. `diagnostics` is the loop with `diagnostics.layers`.
 """
 
-import argparse
-import json
 import tempfile
 import time
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from rich.console import Console
 
-from resnet_jax import get_config, train
-from resnet_jax.config.build import Assembly, initial_state, make_recipe, random_keys
-from resnet_jax.training.program import Program
-from resnet_jax.training.step import TrainState
+from benchmarks.harness import benchmark, command_parser, compare
 
 
 def loop_seconds(config, warmup: int) -> float:
-    """Seconds per step of a run after its first `warmup` steps."""
+    """Seconds of a run's steps after its first `warmup`, and without its last."""
+    from resnet_jax import train
+
     stamps = []
 
     def stamp(step):  # asked after each step
@@ -34,55 +30,59 @@ def loop_seconds(config, warmup: int) -> float:
     with tempfile.TemporaryDirectory() as workdir:
         train(config, workdir, Console(quiet=True), stop_requested=stamp)
     stamps.pop()  # the last step is followed by an evaluation
-    return (stamps[-1] - stamps[warmup]) / (len(stamps) - 1 - warmup)
+    return stamps[-1] - stamps[warmup]
 
 
-def bare_seconds(program: Program, state: TrainState, steps: int, warmup: int) -> float:
-    """Seconds per step of the compiled step alone."""
+def bare_step(config, steps: int, warmup: int) -> Callable[[], float]:
+    """A function that returns the seconds of so many calls of the compiled step alone, after some others."""
+    from resnet_jax.config.build import Assembly, initial_state, make_recipe, random_keys
+
+    recipe = make_recipe(config)
+    assembly = Assembly(recipe)
+    program = assembly.program(random_keys(config.seed)[0])
+    first_state = assembly.parallel.replicate(initial_state(recipe))
     inputs, step = program.inputs(0), program.train_steps(1)
-    state = jax.tree.map(jnp.copy, state)  # its memory is donated
-    for index in range(warmup + steps):
-        if index == warmup:
-            jax.block_until_ready(state)
-            start = time.perf_counter()
-        state, _ = step(state, inputs)
-    jax.block_until_ready(state)
-    return (time.perf_counter() - start) / steps
+
+    def seconds() -> float:
+        state = jax.tree.map(jnp.copy, first_state)  # its memory is donated
+        for index in range(warmup + steps):
+            if index == warmup:
+                jax.block_until_ready(state)
+                start = time.perf_counter()
+            state, _ = step(state, inputs)
+        jax.block_until_ready(state)
+        return time.perf_counter() - start
+
+    return seconds
 
 
 def main() -> None:
     """The command."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=300)
+    parser = command_parser(__doc__)
+    parser.add_argument("--model", default="resnet20")
+    parser.add_argument("--steps", type=int, default=300, help="a multiple of 100, the interval of the log")
     parser.add_argument("--warmup", type=int, default=20)
-    parser.add_argument("--repeats", type=int, default=5)
     args = parser.parse_args()
-    config = get_config()
-    config.train.epochs = None
-    config.train.steps = args.warmup + args.steps
-    config.eval.every_epochs = 1e6
-    recipe = make_recipe(config)
-    assembly = Assembly(recipe)
-    program = assembly.program(random_keys(config.seed)[0])
-    state = assembly.parallel.replicate(initial_state(recipe))
-    pairs = [
-        (loop_seconds(config, args.warmup), bare_seconds(program, state, args.steps, args.warmup))
-        for _ in range(args.repeats)
-    ]
-    ratios = [in_loop / bare for in_loop, bare in pairs]
-    result = {
-        "loop_ms_per_step": round(1e3 * float(np.median([in_loop for in_loop, _ in pairs])), 3),
-        "bare_ms_per_step": round(1e3 * float(np.median([bare for _, bare in pairs])), 3),
-        "ratio_median": round(float(np.median(ratios)), 4),
-        "ratio_min": round(min(ratios), 4),
-        "ratio_max": round(max(ratios), 4),
-        "steps": args.steps,
-        "repeats": args.repeats,
-        "model": config.model.name,
-        "data": config.data.name,
-        "device": jax.devices()[0].device_kind,
-    }
-    print(json.dumps(result))
+    with benchmark():
+        from resnet_jax import get_config
+
+        config = get_config()
+        config.model.name = args.model
+        config.train.epochs = None
+        config.train.steps = args.warmup + args.steps + 2  # a first stamp, and a last step
+        config.eval.every_epochs = 1e6
+        looking = config.copy_and_resolve_references()
+        looking.diagnostics.layers = True
+        compare(
+            {
+                "loop": lambda: loop_seconds(config, args.warmup),
+                "diagnostics": lambda: loop_seconds(looking, args.warmup),
+                "bare step": bare_step(config, args.steps, args.warmup),
+            },
+            args.rounds,
+            case={"model": args.model, "data": config.data.name, "steps": args.steps},
+            images=args.steps * config.train.batch_size,
+        )
 
 
 if __name__ == "__main__":

@@ -1,55 +1,73 @@
-"""Time of a step of K runs in one compiled program, against one after another.
+"""Images per second of K seeds that train in one program by `vmap`, against one seed after another.
 
-    python -m benchmarks.replicas --model resnet20 --runs 2 3
+    python -m benchmarks.replicas --model resnet20 --replicas 2 8
 
-Digits, batches of 128, one device. Prints a JSON line for each K: milliseconds of both (medians), and the speed-up of
-each repeat (median, min, max).
+Noise of CIFAR-10's shape on one device, with augmentation. One after another is the time of one seed, K times: its
+images per second are those of a single run.
 """
 
 import argparse
-import json
+import functools
+import itertools
+import time
+from collections.abc import Callable
 
 import jax
-import numpy as np
+import jax.numpy as jnp
 
-from resnet_jax import get_config
-from resnet_jax.config.train import speed_up
-from resnet_jax.environment import use_compilation_cache
+from benchmarks import ours
+from benchmarks.harness import benchmark, command_parser, compare
+from resnet_jax.training.program import Program
+from resnet_jax.training.step import TrainState
 
 
-def measure(name: str, runs: int, repeats: int, steps: int) -> dict:
-    """One JSON line, as a dict."""
-    configs = []
-    for seed in range(runs):
-        config = get_config()
-        config.model.name, config.seed, config.parallel.devices = name, seed, 1
-        configs.append(config)
-    pairs = [speed_up(configs, steps) for _ in range(repeats)]
-    ratios = [apart / together for apart, together in pairs]
-    return {
-        "model": name,
-        "runs": runs,
-        "apart_ms": round(1e3 * float(np.median([apart for apart, _ in pairs])), 3),
-        "together_ms": round(1e3 * float(np.median([together for _, together in pairs])), 3),
-        "speed_up_median": round(float(np.median(ratios)), 3),
-        "speed_up_min": round(min(ratios), 3),
-        "speed_up_max": round(max(ratios), 3),
-        "repeats": repeats,
-        "device": jax.devices()[0].device_kind,
-    }
+def training(program: Program, state: TrainState, calls: int, steps_per_call: int) -> Callable[[], float]:
+    """A function that trains some calls, and returns the seconds."""
+
+    def train() -> float:
+        nonlocal state
+        inputs, step = program.inputs(0), program.train_steps(steps_per_call)
+        start = time.perf_counter()
+        for _ in range(calls):
+            state, _ = step(state, inputs)
+        jax.block_until_ready(state)
+        return time.perf_counter() - start
+
+    return train
+
+
+def measure(name: str, replicas: int, dtype: str, args: argparse.Namespace) -> None:
+    """Compare the two for one net."""
+    model, data = ours.small_image_model(name, dtype), ours.small_images(10 * args.batch)
+    keys = jax.random.split(jax.random.key(0), replicas)
+    state = functools.partial(ours.random_state, model, data[0].shape[1])
+    one = ours.small_image_program(model, *data, args.batch, keys[0], args.steps_per_call)
+    many = ours.small_image_program(model, *data, args.batch, keys, args.steps_per_call)
+    calls = -(-args.steps // args.steps_per_call)
+    states = jax.vmap(state)(jnp.arange(replicas))
+    together = training(many, many.parallel.replicate(states), calls, args.steps_per_call)
+    alone = training(one, one.parallel.replicate(state(0)), calls, args.steps_per_call)
+    compare(
+        {"together": together, "one after another": lambda: replicas * alone()},
+        args.rounds,
+        case={"model": name, "replicas": replicas, "size": data[0].shape[1], "batch": args.batch, "dtype": dtype},
+        images=replicas * args.batch * args.steps_per_call * calls,
+    )
 
 
 def main() -> None:
     """The command."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default="resnet20")
-    parser.add_argument("--runs", type=int, nargs="+", default=[3])
-    parser.add_argument("--repeats", type=int, default=3)
+    parser = command_parser(__doc__, rounds=3)
+    parser.add_argument("--model", nargs="+", default=["resnet20"])
+    parser.add_argument("--replicas", type=int, nargs="+", default=[3])
+    parser.add_argument("--dtype", nargs="+", choices=("float32", "bfloat16"), default=["float32"])
+    parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--steps", type=int, default=10)
+    parser.add_argument("--steps-per-call", type=int, default=1)
     args = parser.parse_args()
-    use_compilation_cache()
-    for runs in args.runs:
-        print(json.dumps(measure(args.model, runs, args.repeats, args.steps)), flush=True)
+    with benchmark():
+        for name, replicas, dtype in itertools.product(args.model, args.replicas, args.dtype):
+            measure(name, replicas, dtype, args)
 
 
 if __name__ == "__main__":

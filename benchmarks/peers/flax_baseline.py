@@ -93,7 +93,7 @@ class State:
     opt_state: optax.OptState
 
 
-_OPTIMIZER = optax.sgd(0.1, momentum=0.9, nesterov=True)
+_OPTIMIZER = optax.sgd(0.1, momentum=0.9)
 
 
 def create_state(model: ResNet, size: int) -> State:
@@ -102,24 +102,37 @@ def create_state(model: ResNet, size: int) -> State:
     return State(variables["params"], variables["batch_stats"], _OPTIMIZER.init(variables["params"]))
 
 
-def train_step(model: ResNet, state: State, images: jax.Array, labels: jax.Array) -> tuple[State, jax.Array]:
-    """One update by momentum SGD on the cross-entropy with L2 decay; (new state, loss)."""
+def train_step(
+    model: ResNet, state: State, images: jax.Array, labels: jax.Array, mean: Callable = lambda tree: tree
+) -> tuple[State, jax.Array]:
+    """One update by momentum SGD on the cross-entropy with L2 decay; (new state, loss).
+
+    Args:
+      model: net.
+      state: weights and more.
+      images: float (b, h, w, c).
+      labels: int32 (b,).
+      mean: mean over devices.
+    """
 
     def loss_fn(params):
         variables = {"params": params, "batch_stats": state.batch_stats}
         logits, updated = model.apply(variables, images, train=True, mutable=["batch_stats"])
         targets = jax.nn.one_hot(labels, logits.shape[-1])
-        decay = 0.5e-4 * sum(jnp.sum(p**2) for p in jax.tree.leaves(params) if p.ndim > 1)
+        decay = 0.5 * 1e-4 * sum(jnp.sum(p**2) for p in jax.tree.leaves(params) if p.ndim > 1)
         return jnp.mean(optax.softmax_cross_entropy(logits, targets)) + decay, updated["batch_stats"]
 
     (loss, batch_stats), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
+    grads, batch_stats = mean(grads), mean(batch_stats)
     updates, opt_state = _OPTIMIZER.update(grads, state.opt_state, state.params)
     return State(optax.apply_updates(state.params, updates), batch_stats, opt_state), loss
 
 
-def compile_train_step(name: str, size: int, batch: int, dtype: str, num_classes: int):
-    """(compiled step, its state): for one device."""
-    model = NETS[name](num_classes=num_classes, dtype=jnp.dtype(dtype))
+def compile_train_step(
+    name: str, size: int, batch: int, dtype: str, num_classes: int, **attributes
+) -> tuple[Callable, State]:
+    """(compiled step, its state): for one device, of a net with other attributes."""
+    model = NETS[name](num_classes=num_classes, dtype=jnp.dtype(dtype), **attributes)
     state = jax.jit(functools.partial(create_state, model, size))()
     images = jax.ShapeDtypeStruct((batch, size, size, 3), jnp.dtype(dtype))
     labels = jax.ShapeDtypeStruct((batch,), jnp.int32)

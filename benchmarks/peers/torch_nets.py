@@ -6,6 +6,7 @@ The nets of He et al. 2015 for CIFAR, which torchvision lacks, are made of its b
 from collections.abc import Callable
 
 import torch
+import torch.fx.experimental.optimization
 
 from resnet_jax.weights.references import import_torchvision
 
@@ -37,26 +38,19 @@ def cifar_resnet(depth: int, num_classes: int = 10) -> torch.nn.Module:
     )
 
 
-def small_image_resnet18(num_classes: int = 10) -> torch.nn.Module:
-    """resnet18 with a 3x3 convolution for its stem."""
-    net = torchvision.models.resnet18(num_classes=num_classes)
-    net.conv1, net.maxpool = torch.nn.Conv2d(3, 64, 3, padding=1, bias=False), torch.nn.Identity()
-    return net
-
-
-def create_net(name: str, num_classes: int, stem: str | None = None) -> torch.nn.Module:
-    """The net on the device at hand, channels_last."""
-    if name == "resnet18" and stem == "small":
-        net = small_image_resnet18(num_classes)
-    elif hasattr(torchvision.models, name):
-        net = getattr(torchvision.models, name)(num_classes=num_classes)
-    else:
+def create_net(name: str, num_classes: int, small_images: bool = False) -> torch.nn.Module:
+    """The net on the device at hand, channels_last; for small images torchvision's begin with a 3x3 convolution."""
+    if not hasattr(torchvision.models, name):
         net = cifar_resnet(int(name.removeprefix("resnet")), num_classes)
+    else:
+        net = getattr(torchvision.models, name)(num_classes=num_classes)
+        if small_images:
+            net.conv1, net.maxpool = torch.nn.Conv2d(3, 64, 3, padding=1, bias=False), torch.nn.Identity()
     return net.to(device(), memory_format=torch.channels_last)
 
 
 def device() -> str:
-    """"cuda" or "cpu"."""
+    """`cuda` or `cpu`."""
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
@@ -71,12 +65,17 @@ def autocast(dtype: str) -> torch.autocast:
     return torch.autocast(device(), torch.bfloat16, enabled=dtype == "bfloat16")
 
 
+def compile_net(net: torch.nn.Module) -> torch.nn.Module:
+    """The compiled net, tuned as far as torch can on the device."""
+    return torch.compile(net, mode="max-autotune" if device() == "cuda" else None)
+
+
 def make_train_step(net: torch.nn.Module, dtype: str, compiled: bool) -> Callable:
     """A function `(images, labels)` that updates the weights once, by momentum SGD on the cross-entropy."""
     torch.backends.cudnn.benchmark = True
     torch.set_float32_matmul_precision("high")
-    optimizer = torch.optim.SGD(net.parameters(), **_MOMENTUM_SGD)
-    forward = torch.compile(net, mode="max-autotune" if device() == "cuda" else None) if compiled else net
+    optimizer = torch.optim.SGD(net.parameters(), **_MOMENTUM_SGD, fused=device() == "cuda")
+    forward = compile_net(net) if compiled else net
 
     def train_step(images, labels):
         optimizer.zero_grad(set_to_none=True)
@@ -88,7 +87,9 @@ def make_train_step(net: torch.nn.Module, dtype: str, compiled: bool) -> Callabl
     return train_step
 
 
-def training(name: str, size: int, batch: int, dtype: str, *, num_classes: int, steps: int, compiled: bool) -> Callable:
+def training(
+    name: str, size: int, batch: int, dtype: str, *, num_classes: int, steps: int, compiled: bool
+) -> Callable[[], None]:
     """A function that trains `steps` steps on one batch of noise."""
     train_step = make_train_step(create_net(name, num_classes).train(), dtype, compiled)
     images = torch.randn(batch, 3, size, size, device=device()).contiguous(memory_format=torch.channels_last)
@@ -102,13 +103,15 @@ def training(name: str, size: int, batch: int, dtype: str, *, num_classes: int, 
     return train
 
 
-def inference(name: str, size: int, batch: int, dtype: str, *, num_classes: int, steps: int, compiled: bool) -> Callable:
+def inference(
+    name: str, size: int, batch: int, dtype: str, *, num_classes: int, steps: int, compiled: bool
+) -> Callable:
     """A function that computes the logits of one batch of noise `steps` times, norms folded into the convolutions."""
     net = create_net(name, num_classes).eval()
     net = torch.fx.experimental.optimization.fuse(net).to(memory_format=torch.channels_last)
     if dtype == "bfloat16":
         net = net.bfloat16()
-    forward = torch.compile(net, mode="max-autotune" if device() == "cuda" else None) if compiled else net
+    forward = compile_net(net) if compiled else net
     images = torch.randn(batch, 3, size, size, device=device(), dtype=getattr(torch, dtype))
     images = images.contiguous(memory_format=torch.channels_last)
 

@@ -1,0 +1,126 @@
+"""Memory traffic, FLOP, temporaries and collectives of compiled data-parallel training steps, by the compiler itself.
+
+    pip install libtpu
+    python -m benchmarks.compiled_cost                       # for TPUs that are not there: v5e and v4
+    python -m benchmarks.compiled_cost --platform cpu        # for this machine
+    python -m benchmarks.compiled_cost --model resnet18 --size 64 --batch 8 --dtype float32
+
+Ours and a plain Flax net, on four chips. Nothing is run. All figures are those of one chip: bytes accessed and FLOP for
+an image, bytes of temporaries for its batch, and the number of all-reduces. The step of ResNet-50 takes minutes to
+compile for a TPU.
+"""
+
+import functools
+import importlib.util
+import os
+import re
+import time
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+from benchmarks import ours
+from benchmarks.harness import benchmark, command_parser, print_line
+from benchmarks.peers import flax_baseline
+from resnet_jax.data.order import StepInputs
+from resnet_jax.errors import UserError
+from resnet_jax.models import create_model
+from resnet_jax.training.parallel import DataParallel
+from resnet_jax.training.step import make_train_step
+
+# Of four chips. The two cores of a v4 are one device, as they are by default where the chips are there.
+TOPOLOGIES = {
+    "v5e": {"topology_name": "v5e:2x2"},
+    "v4": {"topology_name": "v4:2x2x1", "chip_config_name": "megacore"},
+}
+_CLASSES = 1000
+
+
+def our_step(name: str, size: int, dtype: str, parallel: DataParallel) -> tuple[Callable, object]:
+    """(function of state and inputs, shapes of the state)."""
+    model = create_model(name, num_classes=_CLASSES, dtype=jnp.dtype(dtype))
+    step = make_train_step(
+        model, ours.OPTIMIZER, batch_of=lambda state, inputs: (inputs.sharded, state.key), devices=parallel
+    )
+    return step, jax.eval_shape(functools.partial(ours.random_state, model, size))
+
+
+def flax_step(name: str, size: int, dtype: str, parallel: DataParallel) -> tuple[Callable, object]:
+    """The same of the plain Flax net."""
+    model = flax_baseline.NETS[name](num_classes=_CLASSES, dtype=jnp.dtype(dtype))
+
+    def step(state, inputs):
+        batch = inputs.sharded
+        return flax_baseline.train_step(model, state, batch["image"], batch["label"], parallel.mean)
+
+    return step, jax.eval_shape(functools.partial(flax_baseline.create_state, model, size))
+
+
+STEPS = {"ours": our_step, "flax": flax_step}
+
+
+def tpu_devices(chip: str) -> list:
+    """Chips to compile for.
+
+    Raises:
+      UserError: libtpu is not installed, or does not know the chip.
+    """
+    if importlib.util.find_spec("libtpu") is None:
+        raise UserError("compiled_cost: expected the TPU compiler, found none; pip install libtpu, or --platform cpu")
+    from jax.experimental import topologies
+
+    try:
+        return topologies.get_topology_desc(platform="tpu", **TOPOLOGIES[chip]).devices
+    except Exception as error:  # JAX's, of several types
+        reason = str(error).splitlines()[0]
+        raise UserError(f"compiled_cost: libtpu cannot compile for {chip}: {reason}; try another --chip") from error
+
+
+def cost(make_step: Callable, name: str, size: int, batch: int, dtype: str, devices: list) -> dict:
+    """The figures of a step; batch is that of each device."""
+    parallel = DataParallel(devices)
+    step, state = make_step(name, size, dtype, parallel)
+    images = batch * len(devices)
+    inputs = {
+        "image": jax.ShapeDtypeStruct((images, size, size, 3), jnp.dtype(dtype)),
+        "target": jax.ShapeDtypeStruct((images, _CLASSES), jnp.float32),
+        "label": jax.ShapeDtypeStruct((images,), jnp.int32),
+    }
+    start = time.perf_counter()
+    compiled = parallel.compile(step, donate=True).lower(state, StepInputs({}, inputs)).compile()
+    seconds, analysis = time.perf_counter() - start, compiled.cost_analysis()
+    return {
+        "bytes_per_image": round(analysis["bytes accessed"] / batch),
+        "flop_per_image": round(analysis["flops"] / batch),
+        "temporary_bytes": compiled.memory_analysis().temp_size_in_bytes,
+        "all_reduces": len(re.findall(r" all-reduce(?:-start)?\(", compiled.as_text())),
+        "compile_seconds": round(seconds, 1),
+    }
+
+
+def main() -> None:
+    """The command."""
+    parser = command_parser(__doc__)
+    parser.add_argument("--platform", choices=("tpu", "cpu"), default="tpu")
+    parser.add_argument("--chip", nargs="+", choices=TOPOLOGIES, default=list(TOPOLOGIES))
+    parser.add_argument("--model", default="resnet50")
+    parser.add_argument("--size", type=int, default=224)
+    parser.add_argument("--batch", type=int, default=32, help="images of each chip")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="bfloat16")
+    parser.add_argument("--only", nargs="+", choices=STEPS, default=list(STEPS))
+    args = parser.parse_args()
+    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # else libtpu asks the cloud for the chips of this machine
+    with benchmark():
+        jax.config.update("jax_platforms", "cpu")  # chips that are here are of no use
+        chips = {chip: tpu_devices(chip) for chip in args.chip} if args.platform == "tpu" else {"cpu": jax.devices()}
+        case = {"model": args.model, "size": args.size, "batch": args.batch, "dtype": args.dtype}
+        for devices in chips.values():
+            kind = f"{len(devices)} x {devices[0].device_kind}"
+            for name in args.only:
+                figures = cost(STEPS[name], args.model, args.size, args.batch, args.dtype, devices)
+                print_line({"case": case, "candidate": name, **figures, "device": kind})
+
+
+if __name__ == "__main__":
+    main()
