@@ -19,8 +19,8 @@ def cpu_features() -> frozenset[str]:
 def with_fast_convolutions(flags: str, features: frozenset[str]) -> str:
     """XLA_FLAGS that let XLA's own code compute convolutions, where YNNPACK's are slow: with AVX2, without AVX-512.
 
-    jaxlib 0.10 to 0.12 give all that YNNPACK can do to YNNPACK; the flag leaves it the dots. Training is then 1.3 to 2.5
-    times as fast on such a processor (benchmarks/NOTES.md). With AVX-512 it was fast as it came.
+    jaxlib 0.10 to 0.12 give all that YNNPACK can do to YNNPACK; the flag leaves it the dots. Training is then 1.3 to
+    2.5 times as fast on such a processor (benchmarks/NOTES.md). With AVX-512 it was fast as it came.
 
     Args:
       flags: the user's; the same flag among them stays as it is.

@@ -28,7 +28,7 @@ def test_a_flag_is_chosen_by_the_processor_unless_the_user_has_set_it(flags, fea
 def test_the_program_that_jax_compiles_after_the_import_has_the_flag():
     code = (
         "import json, resnet_jax, jax, jax.numpy as jnp, os\n"
-        "f = lambda x, k: jax.lax.conv_general_dilated(x, k, (1, 1), 'SAME', dimension_numbers=('NHWC', 'HWIO', 'NHWC'))\n"
+        "f = lambda x, k: jax.lax.conv_general_dilated(x, k, (1, 1), 'SAME', None, None, ('NHWC', 'HWIO', 'NHWC'))\n"
         "text = jax.jit(f).lower(jnp.ones((1, 8, 8, 8)), jnp.ones((3, 3, 8, 8))).compile().as_text()\n"
         "print(json.dumps([os.environ['XLA_FLAGS'], 'ynn' in text]))"
     )
