@@ -1,9 +1,9 @@
 """Gradients of convolutions that XLA's CPU backend computes as fast in a loop as outside.
 
-That backend brings convolutions into the one layout that its fast code takes, images NHWC and kernels HWIO, in the entry
-computation of a program alone (its pass ConvCanonicalization). Those in the body of a loop run as they come, and JAX's
-gradients come in other layouts: 6 convolutions (64, 32, 32, 16) in a `lax.scan` and their gradients took 8,076 ms, with
-the gradients below 333 ms, and 264 ms unrolled (2 cores with AVX2, jaxlib 0.10.2).
+Its fast code takes images NHWC and kernels HWIO, and it brings convolutions into that layout in the entry computation
+of a program alone (its pass ConvCanonicalization). Those in the body of a loop run as they come, and JAX's gradients
+come in other layouts: 6 convolutions (64, 32, 32, 16) in a `lax.scan` and their gradients took 8,076 ms, with the
+gradients below 333 ms, and unrolled 264 ms (2 cores with AVX2, jaxlib 0.10.2).
 """
 
 from collections.abc import Sequence

@@ -134,8 +134,8 @@ class ResNet(nn.Module):
             )
         if self.stochastic_depth and self.scan_blocks:
             raise UserError(
-                f"model.stochastic_depth: expected 0 with scan_blocks, found {self.stochastic_depth}: blocks that are one "
-                "in a loop have one rate. Try model.scan_blocks=False"
+                f"model.stochastic_depth: expected 0 with scan_blocks, found {self.stochastic_depth}: blocks that are "
+                "one in a loop have one rate. Try model.scan_blocks=False"
             )
         return np.linspace(0, self.stochastic_depth, sum(self.stage_sizes)).tolist()
 

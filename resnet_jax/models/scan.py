@@ -84,6 +84,12 @@ def unstack_blocks(model: nn.Module, variables):
     return model.clone(scan_blocks=False), _map_nets(unstacked, variables, list(_stacks(model)))
 
 
+def convert_blocks(source: nn.Module, model: nn.Module, variables):
+    """The variables of a net, `source`, as those of `model`, the same net with or without `scan_blocks`."""
+    source, variables = unstack_blocks(source, variables)
+    return stack_blocks(source, variables)[1] if getattr(model, "scan_blocks", False) else variables
+
+
 def block_names(model: nn.Module) -> list[str]:
     """`stage1_block1`, `stage1_block2`, ... in the order of the forward pass; none in a net without blocks."""
     return [block for stage in getattr(model, "stages", ()) for block in stage]

@@ -1,0 +1,167 @@
+"""Nets whose equal blocks are one in a loop, and nets whose blocks are computed again: the same function."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from resnet_jax import UserError, create_model, fold_batchnorm
+from resnet_jax.models.canonical import canonical_gradients
+from resnet_jax.models.profile import profile
+from resnet_jax.models.resnet import stride_in_last_block
+from resnet_jax.models.scan import stack_blocks, unstack_blocks
+from resnet_jax.training.diagnostics import lesions, make_layer_diagnostics
+from resnet_jax.training.step import create_state, make_train_step
+from tests.models.nets import KEY, random_variables, shapes_of
+
+IMAGES = jax.random.normal(KEY, (4, 8, 8, 3))
+BATCH = {"image": IMAGES, "target": jax.nn.one_hot(jnp.arange(4), 10)}
+
+
+def net(name="resnet20", **overrides):
+    return create_model(name, num_classes=10, **{"stage_sizes": (4, 3, 2), "width": 4, **overrides})
+
+
+def variables_of(model):
+    return random_variables(shapes_of(model, 8))
+
+
+def trained(model, variables):
+    """(loss, gradients, updated statistics) in training."""
+
+    def loss(params):
+        logits, updated = model.apply({**variables, "params": params}, IMAGES, train=True, mutable=["batch_stats"])
+        return jnp.mean(optax.softmax_cross_entropy(logits, BATCH["target"])), updated
+
+    (value, updated), gradients = jax.value_and_grad(loss, has_aux=True)(variables["params"])
+    return value, gradients, updated["batch_stats"]
+
+
+def assert_equal_trees(found, expected):
+    jax.tree.map(np.testing.assert_array_equal, found, expected)
+
+
+def assert_close_trees(found, expected, tolerance=1e-4):
+    def assert_close(found, expected):
+        np.testing.assert_allclose(found, expected, rtol=tolerance, atol=tolerance * max(1, np.abs(expected).max()))
+
+    jax.tree.map(assert_close, found, expected)
+
+
+@pytest.mark.parametrize(
+    ("name", "overrides"),
+    [
+        ("resnet20", {}),
+        ("resnet164", {"gate": "se"}),
+        ("preact_resnet110", {"shortcut": "C"}),
+        ("preact_resnet164", {"strides": stride_in_last_block, "shortcut": "B"}),
+        ("resnet20", {"shortcut": "highway", "conv": "standardized"}),
+    ],
+)
+def test_a_scanned_net_has_the_logits_gradients_and_statistics_of_the_unrolled_one(name, overrides):
+    model = net(name, **overrides)
+    variables = variables_of(model)
+    scanned, stacked = stack_blocks(model, variables)
+    assert jax.tree.map(jnp.shape, stacked) == jax.tree.map(jnp.shape, shapes_of(scanned, 8))
+    assert stacked["params"]["stage1_blocks"]["conv1"]["kernel"].shape[0] in (2, 3)
+    logits = model.apply(variables, IMAGES, train=False)
+    assert_close_trees(scanned.apply(stacked, IMAGES, train=False), logits)
+    loss, gradients, statistics = trained(model, variables)
+    scanned_loss, *rest = trained(scanned, stacked)
+    assert float(scanned_loss) == pytest.approx(float(loss), rel=1e-5)
+    for found, expected in zip(rest, (gradients, statistics), strict=True):
+        assert_close_trees(unstack_blocks(scanned, found)[1], expected, 1e-3)
+
+
+def test_stacking_and_unstacking_are_exact_inverses_for_variables_and_states_of_optimizers():
+    model, optimizer = net(), optax.adamw(0.1)
+    variables = variables_of(model)
+    state = jax.tree.map(lambda x: x + 1, optimizer.init(variables["params"]))
+    scanned, stacked = stack_blocks(model, {"variables": variables, "state": state})
+    assert (scanned.scan_blocks, stack_blocks(scanned, stacked)) == (True, (scanned, stacked))
+    assert jax.tree.structure(stacked["state"]) == jax.tree.structure(
+        jax.eval_shape(optimizer.init, stacked["variables"]["params"])
+    )
+    back, unstacked = unstack_blocks(scanned, stacked)
+    assert back == model
+    assert_equal_trees(unstacked, {"variables": variables, "state": state})
+    vgg = create_model("vgg11", num_classes=10)
+    assert stack_blocks(vgg, variables) == unstack_blocks(vgg, variables) == (vgg, variables)
+
+
+def test_the_blocks_of_a_fresh_scanned_net_begin_with_different_weights_of_one_distribution():
+    kernels = net(scan_blocks=True, width=32).init(KEY, IMAGES, train=False)["params"]["stage1_blocks"]["conv1"]
+    kernels = np.asarray(kernels["kernel"])
+    assert kernels.shape == (3, 3, 3, 32, 32)
+    assert np.abs(kernels[0] - kernels[1]).min() > 0
+    np.testing.assert_allclose(kernels.std((1, 2, 3, 4)), np.sqrt(2 / (9 * 32)), rtol=0.05)
+
+
+def lowered(model):
+    optimizer = optax.sgd(0.1)
+    create = functools.partial(create_state, model, optimizer, with_ema=False)
+    state = jax.eval_shape(create, KEY, KEY, IMAGES[:1])
+    return jax.jit(make_train_step(model, optimizer)).lower(state, BATCH).as_text().count("\n")
+
+
+def test_the_program_of_a_scanned_net_does_not_grow_with_its_depth():
+    shallow, deep = (lowered(net(stage_sizes=(n, n, n), scan_blocks=True)) for n in (4, 8))
+    assert abs(deep - shallow) <= 5
+    assert lowered(net(stage_sizes=(8, 8, 8))) > 1.7 * lowered(net(stage_sizes=(4, 4, 4)))
+
+
+@pytest.mark.parametrize("scan_blocks", [False, True])
+def test_rematerialisation_changes_no_number_and_convolves_no_more(scan_blocks):
+    model, remat = (net(scan_blocks=scan_blocks, remat=remat) for remat in (False, True))
+    variables = variables_of(model)
+    expected, found = (jax.jit(functools.partial(trained, each))(variables) for each in (model, remat))
+    assert_close_trees(found, expected)
+
+    def counts(model):
+        text = str(jax.make_jaxpr(functools.partial(trained, model))(variables))
+        return text.count("conv_general_dilated["), text.count("rsqrt ")
+
+    (convolutions, norms), (convolutions_again, norms_again) = counts(model), counts(remat)
+    assert norms_again > norms
+    if scan_blocks:
+        assert convolutions_again == convolutions
+
+
+def test_what_looks_inside_sees_the_unrolled_blocks():
+    model = net()
+    variables = variables_of(model)
+    scanned, stacked = stack_blocks(model, variables)
+    assert profile(scanned, (8, 8, 3)) == profile(model, (8, 8, 3)) == profile(net(remat=True), (8, 8, 3))
+    folded, expected = fold_batchnorm(scanned, stacked), fold_batchnorm(model, variables)
+    assert folded[0] == expected[0]
+    assert_equal_trees(folded[1], expected[1])
+    look = functools.partial(make_layer_diagnostics, mean=lambda tree: tree)
+    assert_close_trees(jax.jit(look(scanned))(stacked, BATCH, KEY), jax.jit(look(model))(variables, BATCH, KEY), 1e-3)
+    logits = jax.jit(functools.partial(scanned.apply, train=False))
+    plain = jax.jit(functools.partial(model.apply, train=False))
+    for found, expected in zip(lesions(scanned, stacked), lesions(model, variables), strict=True):
+        assert found[:2] == expected[:2]
+        assert_close_trees(logits(found[2], IMAGES), plain(expected[2], IMAGES))
+
+
+def test_stochastic_depth_cannot_be_scanned():
+    with pytest.raises(UserError, match="model.stochastic_depth: expected 0 with scan_blocks, found 0.1"):
+        shapes_of(net(scan_blocks=True, stochastic_depth=0.1), 8)
+
+
+@pytest.mark.parametrize(
+    ("size", "padding"), [((3, 3), [(1, 1), (1, 1)]), ((1, 1), [(0, 0), (0, 0)]), ((3, 5), [(0, 2), (1, 4)])]
+)
+def test_canonical_gradients_are_those_of_the_convolution(size, padding):
+    x, kernel = jax.random.normal(KEY, (2, 7, 6, 3)), jax.random.normal(KEY, (*size, 3, 5))
+
+    def convolve(x, kernel):
+        dimensions = ("NHWC", "HWIO", "NHWC")
+        return jax.lax.conv_general_dilated(x, kernel, (1, 1), padding, dimension_numbers=dimensions)
+
+    output, gradients = jax.vjp(convolve, x, kernel)
+    gradient = jax.random.normal(jax.random.key(1), output.shape)
+    assert_close_trees(canonical_gradients(x, kernel, gradient, padding), gradients(gradient), 1e-5)
