@@ -5,7 +5,6 @@ in the collection "responses" (`models.norm.announced`), blocks their two addend
 also reads the collection "lesions".
 """
 
-import functools
 from collections.abc import Callable, Iterator
 
 import jax
@@ -15,7 +14,6 @@ import optax
 
 from resnet_jax.errors import UserError
 from resnet_jax.models.profile import Layer, recorded_layers
-from resnet_jax.models.scan import block_names, convert_blocks, unstack_blocks
 from resnet_jax.models.shortcuts import no_shortcut
 
 
@@ -23,7 +21,7 @@ def make_layer_diagnostics(model, *, mean: Callable) -> Callable:
     """Make a function `(variables, batch, key) -> diagnostics` of a net in training mode, which changes nothing.
 
     Args:
-      model: its norms announced, its blocks joined by `Block.joined`. Blocks that are scanned are unrolled here.
+      model: its norms announced, its blocks joined by `Block.joined`.
       mean: over devices.
 
     Returns:
@@ -37,8 +35,6 @@ def make_layer_diagnostics(model, *, mean: Callable) -> Callable:
         `norm_scale`: mean absolute scale (gamma) of each norm.
       It raises `UserError`, while it is traced, if a layer or a block does not show itself.
     """
-    scanned = model
-    model, _ = unstack_blocks(scanned, {})
 
     def loss_and_looks(params, batch_stats, batch, key):
         with recorded_layers() as layers:
@@ -55,7 +51,6 @@ def make_layer_diagnostics(model, *, mean: Callable) -> Callable:
         return jnp.mean(optax.softmax_cross_entropy(logits, batch["target"])), (responses, addends)
 
     def diagnostics(variables: dict, batch: dict, key: jax.Array) -> dict[str, dict[str, jax.Array]]:
-        _, variables = unstack_blocks(scanned, variables)
         params, batch_stats = variables["params"], variables.get("batch_stats", {})
         grads, (responses, addends) = jax.grad(loss_and_looks, has_aux=True)(params, batch_stats, batch, key)
         grads = mean(grads)
@@ -104,14 +99,12 @@ def lesions(model, variables: dict) -> Iterator[tuple[str, str, dict]]:
     `Block.joined` finds the branch switched off. Swapped: two neighbours of a stage exchange all their weights
     (section 4.3, in its smallest step); only where these have the same shapes.
     """
-    unrolled, variables = unstack_blocks(model, variables)
-    own_layout = functools.partial(convert_blocks, unrolled, model)
     blocks = block_names(model)
     is_plain = getattr(model, "shortcut", None) is no_shortcut
     for removed in [] if is_plain else blocks:
         # Switches for all blocks, so that one compiled program serves every lesion.
         switches = {block: {"branch_is_on": np.bool_(block != removed)} for block in blocks}
-        yield "removed", removed, own_layout({**variables, "lesions": switches})
+        yield "removed", removed, {**variables, "lesions": switches}
     for stage in getattr(model, "stages", ()):
         for first, second in zip(stage, stage[1:], strict=False):
             if _shapes(variables["params"][first]) == _shapes(variables["params"][second]):
@@ -121,7 +114,12 @@ def lesions(model, variables: dict) -> Iterator[tuple[str, str, dict]]:
                     for collection, tree in variables.items()
                     if tree
                 }
-                yield "swapped", f"{first}, {second}", own_layout({**variables, **swapped})
+                yield "swapped", f"{first}, {second}", {**variables, **swapped}
+
+
+def block_names(model) -> list[str]:
+    """`stage1_block1`, `stage1_block2`, ... in the order of the forward pass; none in a net without blocks."""
+    return [block for stage in getattr(model, "stages", ()) for block in stage]
 
 
 def _check_all_are_seen(model, layers: list[Layer], responses: dict, addends: dict) -> None:

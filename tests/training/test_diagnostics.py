@@ -11,9 +11,9 @@ from resnet_jax.models.blocks import BasicBlock, Block
 from resnet_jax.models.conv import conv2d
 from resnet_jax.models.norm import batch_norm
 from resnet_jax.models.profile import depth, profile
-from resnet_jax.models.scan import block_names
 from resnet_jax.models.shortcuts import zero_pad_shortcut
 from resnet_jax.training.diagnostics import (
+    block_names,
     lesions,
     make_batch_moments,
     make_layer_diagnostics,
