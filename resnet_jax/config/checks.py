@@ -106,6 +106,11 @@ def check_config(config: ml_collections.ConfigDict) -> None:
 def _check_scan(config: ml_collections.ConfigDict) -> None:
     """Refuse what treats each block on its own where several are one array."""
     optim, advice = config.optim, "try model.scan_blocks=False"
+    if config.diagnostics.layers or config.diagnostics.lesions:
+        raise UserError(
+            "diagnostics.layers, diagnostics.lesions: expected False with model.scan_blocks, whose blocks do not run "
+            f"one by one; {advice}, or convert the trained net by models.scan.unstack_blocks"
+        )
     if optim.name not in ("sgd", "adamw"):
         raise UserError(
             f"optim.name: expected sgd or adamw with model.scan_blocks, found {optim.name}, whose update of a weight "

@@ -11,7 +11,6 @@ import jax.numpy as jnp
 
 from resnet_jax.models.blocks import Block
 from resnet_jax.models.conv import Pool
-from resnet_jax.models.scan import unstack_blocks
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,7 +39,8 @@ def profile(model: nn.Module, image_shape: tuple[int, int, int]) -> list[Layer]:
 
     Blocks that are scanned are shown one by one, under the names that they have unrolled.
     """
-    model, _ = unstack_blocks(model, {})
+    if getattr(model, "scan_blocks", False):
+        model = model.clone(scan_blocks=False)
     images = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
     with recorded_layers() as layers:
         jax.eval_shape(lambda key, images: model.init(key, images, train=False), jax.random.key(0), images)

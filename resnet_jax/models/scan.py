@@ -64,7 +64,7 @@ def stack_blocks(model: nn.Module, variables):
                 tree[stack] = jax.tree.map(lambda *blocks: jnp.stack(blocks), *(tree.pop(name) for name in names))
         return tree
 
-    return scanned, _map_nets(stacked, variables, block_names(model))
+    return scanned, _map_nets(stacked, variables, [name for stage in model.stages for name in stage])
 
 
 def unstack_blocks(model: nn.Module, variables):
@@ -88,11 +88,6 @@ def convert_blocks(source: nn.Module, model: nn.Module, variables):
     """The variables of a net, `source`, as those of `model`, the same net with or without `scan_blocks`."""
     source, variables = unstack_blocks(source, variables)
     return stack_blocks(source, variables)[1] if getattr(model, "scan_blocks", False) else variables
-
-
-def block_names(model: nn.Module) -> list[str]:
-    """`stage1_block1`, `stage1_block2`, ... in the order of the forward pass; none in a net without blocks."""
-    return [block for stage in getattr(model, "stages", ()) for block in stage]
 
 
 def _stacks(scanned: nn.Module) -> dict[str, tuple[str, ...]]:
