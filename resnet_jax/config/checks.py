@@ -103,6 +103,29 @@ def check_config(config: ml_collections.ConfigDict) -> None:
         check_dataset(config, DATASETS[config.data.name])
 
 
+def _check_scan(config: ml_collections.ConfigDict) -> None:
+    """Refuse what treats each block on its own where several are one array."""
+    optim, advice = config.optim, "try model.scan_blocks=False"
+    if config.diagnostics.layers or config.diagnostics.lesions:
+        raise UserError(
+            "diagnostics.layers, diagnostics.lesions: expected False with model.scan_blocks, whose blocks do not run "
+            f"one by one; {advice}, or convert the trained net by models.scan.unstack_blocks"
+        )
+    if optim.name not in ("sgd", "adamw"):
+        raise UserError(
+            f"optim.name: expected sgd or adamw with model.scan_blocks, found {optim.name}, whose update of a weight "
+            f"depends on the whole array, here that of several blocks; {advice}"
+        )
+    patterns = {"freeze": (config.freeze,), "optim.weight_decay_params": (optim.weight_decay_params,)}
+    patterns["optim.lr_factors"] = [pattern for pattern, _ in optim.lr_factors]
+    for field, pattern in ((field, pattern) for field, given in patterns.items() for pattern in given):
+        if "block" in pattern:
+            raise UserError(
+                f"{field}: expected a pattern of stages and layers with model.scan_blocks, found {pattern!r}: blocks "
+                f"that are one in a loop cannot be told apart; {advice}"
+            )
+
+
 def _check_length(config: ml_collections.ConfigDict) -> None:
     if not all(isinstance(milestone, float) and 0 < milestone < 1 for milestone in config.optim.milestones):
         raise UserError(
@@ -148,6 +171,8 @@ def _check_training(config: ml_collections.ConfigDict) -> None:
             "optim.lr_factors: expected pairs of a regular expression and a factor, 0 or more, like "
             f'(("^stage1", 0.1),), found {tuple(config.optim.lr_factors)}'
         )
+    if config.model.scan_blocks:
+        _check_scan(config)
 
 
 def _is_factor(pair) -> bool:

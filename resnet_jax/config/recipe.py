@@ -307,7 +307,7 @@ class Recipe:
 def model_attributes(config: ml_collections.ConfigDict) -> dict:
     """Attributes of the model that a config sets: keyword arguments of `create_model`, plain JSON."""
     model, norm = config.model, config.norm
-    names = ("shortcut", "stem", "downsample", "stochastic_depth", "zero_init_last_scale")
+    names = ("shortcut", "stem", "downsample", "stochastic_depth", "zero_init_last_scale", "scan_blocks", "remat")
     chosen = {name: model[name] for name in names if model[name]}
     if model.downsample == "stride":  # the default of all that can be told otherwise; not all can
         del chosen["downsample"]

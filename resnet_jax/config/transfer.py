@@ -16,6 +16,7 @@ from resnet_jax.config.runs import is_ours, load_card, load_model
 from resnet_jax.data.info import DatasetInfo
 from resnet_jax.errors import UserError
 from resnet_jax.models import different_attributes
+from resnet_jax.models.scan import convert_blocks
 from resnet_jax.weights.pretrained import first_kernel, read_pretrained
 from resnet_jax.weights.trees import HEAD, check_fit, flatten, unflatten
 
@@ -65,6 +66,7 @@ def initial_weights(recipe: Recipe, own: Mapping) -> Start:
     source, class_names = recipe.config.init_from, recipe.info.class_names
     card, variables = _load(recipe.config)
     _check_net(card, recipe)
+    variables = convert_blocks(card.create_model(), recipe.model, variables)
     flat, expected = flatten(variables), flatten(recipe.variable_shapes)
     words = [f"beginning with the weights in {source}"]
     if recipe.config.head == "new":
@@ -82,7 +84,8 @@ def _load(config) -> tuple[ModelCard, dict]:
     if is_ours(config.init_from):
         card, _, variables = load_model(config.init_from)
         return card, variables
-    loaded = read_pretrained(config.model.name, config.init_from, **model_attributes(config))
+    unrolled = {name: value for name, value in model_attributes(config).items() if name != "scan_blocks"}
+    loaded = read_pretrained(config.model.name, config.init_from, **unrolled)
     return loaded.card, loaded.variables
 
 

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from resnet_jax.data import tfds
+from resnet_jax.data.digits import read_digits
 from resnet_jax.data.index import index_folder, index_shards
 from resnet_jax.data.info import DATASETS, DatasetInfo
 from resnet_jax.data.sources import ArrayDataset, FolderSource, Subset, SyntheticSource, TarSource
@@ -195,11 +196,7 @@ def _read_split(name: str, info: DatasetInfo, split: str, data_dir: str | None) 
 
 
 def _read_digits(info: DatasetInfo, split: str) -> ArrayDataset:
-    from sklearn.datasets import load_digits
-
-    digits = load_digits()
-    images = np.round(digits.images * (255 / 16)).astype(np.uint8)[..., None]
-    labels = digits.target.astype(np.int32)
+    images, labels = read_digits()
     test = stratified_holdout(labels, info.splits["test"])
     ids = {"test": test, "train": np.setdiff1d(np.arange(len(labels)), test)}[split]
     return ArrayDataset(images, labels, info.class_names).take(ids)

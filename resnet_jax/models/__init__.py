@@ -35,7 +35,7 @@ _MAX_BLOCKS = 1000
 
 # Attributes of models, and settings of norms, on which logits in evaluation do not depend.
 _OF_TRAINING = {
-    *("num_classes", "dtype", "stochastic_depth", "zero_init_last_scale", "parent", "name"),
+    *("num_classes", "dtype", "stochastic_depth", "zero_init_last_scale", "scan_blocks", "remat", "parent", "name"),
     *("momentum", "axis_name", "axis_index_groups", "frozen"),
 }
 

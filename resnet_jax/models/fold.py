@@ -7,6 +7,7 @@ from flax import traverse_util
 
 from resnet_jax.errors import UserError
 from resnet_jax.models.convs import standardized_conv2d
+from resnet_jax.models.scan import unstack_blocks
 
 
 class Affine(nn.Module):
@@ -45,11 +46,12 @@ def fold_batchnorm(model: nn.Module, variables: dict) -> tuple[nn.Module, dict]:
       variables: {"params", "batch_stats"}.
 
     Returns:
-      (model, {"params"}): for `train=False` alone.
+      (model, {"params"}): for `train=False` alone, its blocks unrolled.
 
     Raises:
       UserError: a model without batch norms, or with other norms.
     """
+    model, variables = unstack_blocks(model, variables)
     params = traverse_util.flatten_dict(variables["params"], sep="/")
     statistics = traverse_util.flatten_dict(variables.get("batch_stats", {}), sep="/")
     norms = [name.removesuffix("/mean") for name in statistics if name.endswith("/mean")]

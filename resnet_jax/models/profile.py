@@ -35,7 +35,12 @@ class Layer:
 
 
 def profile(model: nn.Module, image_shape: tuple[int, int, int]) -> list[Layer]:
-    """The layers of a model in the order of the forward pass, for one image (h, w, c). Nothing is computed."""
+    """The layers of a model in the order of the forward pass, for one image (h, w, c). Nothing is computed.
+
+    Blocks that are scanned are shown one by one, under the names that they have unrolled.
+    """
+    if getattr(model, "scan_blocks", False):
+        model = model.clone(scan_blocks=False)
     images = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
     with recorded_layers() as layers:
         jax.eval_shape(lambda key, images: model.init(key, images, train=False), jax.random.key(0), images)

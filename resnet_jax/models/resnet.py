@@ -23,6 +23,7 @@ from resnet_jax.models.blocks import (
 from resnet_jax.models.conv import Pool, conv2d
 from resnet_jax.models.downsample import stride_in_conv
 from resnet_jax.models.norm import announced, batch_norm
+from resnet_jax.models.scan import kept, repeated
 from resnet_jax.models.shortcuts import no_shortcut
 from resnet_jax.models.stems import Stem, check_images, warn_if_stem_disagrees
 
@@ -79,6 +80,8 @@ class ResNet(nn.Module):
     base_width: int = 64
     stochastic_depth: float = 0.0
     zero_init_last_scale: bool = False
+    scan_blocks: bool = False
+    remat: bool = False
     dtype: jnp.dtype = jnp.float32
 
     @property
@@ -88,6 +91,22 @@ class ResNet(nn.Module):
             tuple(f"stage{stage}_block{index}" for index in range(1, blocks + 1))
             for stage, blocks in enumerate(self.stage_sizes, start=1)
         )
+
+    @property
+    def layers_of_blocks(self) -> tuple[dict[str, tuple[str, ...]], ...]:
+        """For each stage, names of the layers that run its blocks, and of the blocks in each.
+
+        Without `scan_blocks` every block is a layer. With it the longest run of equal blocks is one, `stage1_blocks`:
+        the first block of a stage changes the channels, and one that strides has another output.
+        """
+        layers = []
+        for stage, names in enumerate(self.stages, start=1):
+            strides = self.strides(stage, len(names), len(self.stages))
+            equal = [name for name, stride in zip(names[1:], strides[1:], strict=True) if stride == 1]
+            layer_of = dict.fromkeys(equal, f"stage{stage}_blocks") if self.scan_blocks and len(equal) > 1 else {}
+            pairs = [(layer_of.get(name, name), name) for name in names]
+            layers.append({layer: tuple(name for own, name in pairs if own == layer) for layer, _ in pairs})
+        return tuple(layers)
 
     @property
     def smallest_image(self) -> int:
@@ -112,6 +131,11 @@ class ResNet(nn.Module):
             raise UserError(
                 f"model.stochastic_depth: expected 0 without shortcuts, found {self.stochastic_depth}; a plain net is "
                 "cut where a branch is dropped. Try another model.shortcut"
+            )
+        if self.stochastic_depth and self.scan_blocks:
+            raise UserError(
+                f"model.stochastic_depth: expected 0 with scan_blocks, found {self.stochastic_depth}: blocks that are "
+                "one in a loop have one rate. Try model.scan_blocks=False"
             )
         return np.linspace(0, self.stochastic_depth, sum(self.stage_sizes)).tolist()
 
@@ -142,20 +166,22 @@ class ResNet(nn.Module):
 
         x = images.astype(self.dtype)
         x = activations["stem"] = self.stem.layers(x, self.width, conv=conv, norm=norm)
-        block = self.first_block or self.block
+        block, conv = self.first_block or self.block, self.downsample(conv)
         drop_rates = iter(self.drop_rates)
-        for stage, names in enumerate(self.stages, start=1):
-            strides = self.strides(stage, len(names), len(self.stages))
-            for name, stride in zip(names, strides, strict=True):
+        for stage, layers in enumerate(self.layers_of_blocks, start=1):
+            strides = iter(self.strides(stage, self.stage_sizes[stage - 1], len(self.stages)))
+            for name, blocks in layers.items():
+                stride, *_ = [next(strides) for _ in blocks]
+                drop_rate, *_ = [next(drop_rates) for _ in blocks]
                 layer = block(
                     width=self.width * 2 ** (stage - 1),
                     stride=stride,
                     shortcut=self.shortcut,
-                    conv=self.downsample(conv),
+                    conv=kept(conv) if self.remat else conv,
                     norm=norm,
                     side_norm=side_norm,
                     gate=self.gate,
-                    drop=functools.partial(stochastic_depth, rate=next(drop_rates), train=train),
+                    drop=functools.partial(stochastic_depth, rate=drop_rate, train=train),
                     zero_init=self.zero_init_last_scale,
                     groups=self.groups,
                     base_width=self.base_width,
@@ -163,7 +189,7 @@ class ResNet(nn.Module):
                 )
                 if not isinstance(layer, Block):
                     raise UserError(f"model.block: expected a subclass of models.blocks.Block, found {layer}")
-                x, block = layer(x), self.block
+                x, block = repeated(len(blocks), self.remat)(layer, x), self.block
             activations[f"stage{stage}"] = x
         x = self.last_activation(x, norm, "bn_last")
         global_mean = functools.partial(jnp.mean, axis=(1, 2), dtype=jnp.float32)

@@ -118,7 +118,16 @@ def lesions(model, variables: dict) -> Iterator[tuple[str, str, dict]]:
 
 
 def block_names(model) -> list[str]:
-    """`stage1_block1`, `stage1_block2`, ... in the order of the forward pass; none in a net without blocks."""
+    """`stage1_block1`, `stage1_block2`, ... in the order of the forward pass; none in a net without blocks.
+
+    Raises:
+      UserError: a net whose blocks are scanned, so that they do not show themselves one by one.
+    """
+    if getattr(model, "scan_blocks", False):
+        raise UserError(
+            "diagnostics: expected a net that runs its blocks one by one, found scan_blocks; convert the net and its "
+            "variables by models.scan.unstack_blocks"
+        )
     return [block for stage in getattr(model, "stages", ()) for block in stage]
 
 

@@ -12,6 +12,7 @@ from safetensors import numpy as safetensors
 from resnet_jax.checkpoint.card import ModelCard
 from resnet_jax.checkpoint.files import digest
 from resnet_jax.errors import UserError
+from resnet_jax.models.scan import unstack_blocks
 from resnet_jax.weights.checks import reading
 from resnet_jax.weights.read import read_arrays
 from resnet_jax.weights.sources import SOURCES, computes_alike, table_of
@@ -35,8 +36,8 @@ def write_weights(path: pathlib.Path, card: ModelCard, variables: Mapping, names
     Raises:
       UserError: a net that torch's libraries compute otherwise, or a layer that has no name there.
     """
-    flat = flatten(jax.device_get(variables))
     if names == "ours":
+        flat = flatten(jax.device_get(variables))
         arrays = {name: np.asarray(array) for name, array in flat.items()}
         metadata = {_CARD: json.dumps(card.to_json()), _DIGEST: digest(arrays)}
     else:
@@ -45,7 +46,8 @@ def write_weights(path: pathlib.Path, card: ModelCard, variables: Mapping, names
                 f"names: expected a net that {SOURCES[names].title} compute alike, found {card.model['name']}: its "
                 "paddings, strides or biases are others; keep our names"
             )
-        model = card.create_model()
+        model, variables = unstack_blocks(card.create_model(), jax.device_get(variables))
+        flat = flatten(variables)
         arrays, metadata = to_theirs(flat, table_of(model, flat, names).places(model, flat)), {"format": "pt"}
     write_bytes(path, safetensors.save(arrays, metadata))
 

@@ -258,6 +258,20 @@ def test_a_mistake_in_an_experiment_file_is_refused(tmp_path, line, message):
         ({"checkpoint__best_metric": "f1"}, "checkpoint.best_metric"),
         ({"checkpoint__best_metric": "ema_accuracy"}, "needs train.ema_decay above 0"),
         ({"dtype": "float16"}, "dtype"),
+        (
+            {"model__scan_blocks": True, "optim__name": "lars"},
+            "optim.name: expected sgd or adamw with model.scan_blocks",
+        ),
+        (
+            {"model__scan_blocks": True, "optim__weight_decay_params": "block2/conv1"},
+            "optim.weight_decay_params: expected a pattern of stages and layers with model.scan_blocks",
+        ),
+        ({"model__scan_blocks": True, "optim__lr_factors": (("block1", 0.1),)}, "optim.lr_factors: expected a pattern"),
+        (
+            {"model__scan_blocks": True, "diagnostics__lesions": True},
+            "diagnostics.lesions: expected False with model.sc",
+        ),
+        ({"model__scan_blocks": True, "model__stochastic_depth": 0.1}, "model.stochastic_depth: expected 0 with scan_"),
     ],
 )
 def test_a_config_that_cannot_run_is_refused_with_the_field_before_anything_compiles(overrides, message, monkeypatch):
