@@ -12,6 +12,8 @@ import flax.linen as nn
 import jax
 from jax import lax
 
+from resnet_jax.models.canonical import canonical_gradients
+
 # He et al. 2015, "Delving Deep into Rectifiers", section 2.2; `fan_out` as in the released ResNets.
 he_normal_fan_out = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
 
@@ -22,30 +24,35 @@ def _by_dot(x: jax.Array, kernel: jax.Array, strides: tuple[int, int]) -> jax.Ar
     return (rows @ kernel[0, 0]).reshape(*x.shape[:-1], kernel.shape[-1])
 
 
-def _gradients(function: Callable, x: jax.Array, kernel: jax.Array, gradient: jax.Array):
-    return jax.vjp(function, x, kernel)[1](gradient)
+def _pullback(function: Callable) -> Callable:
+    return lambda x, kernel, gradient: jax.vjp(function, x, kernel)[1](gradient)
 
 
 def convolve(x: jax.Array, kernel: jax.Array, strides: tuple[int, int], padding, **dimensions) -> jax.Array:
-    """`lax.conv_general_dilated`, except that XLA's CPU backend computes 1x1 convolutions as dots, after the stride.
+    """`lax.conv_general_dilated` of NHWC with HWIO, with two other forms on CPUs.
 
-    As convolutions it would take the gradient of their kernels from transposed activations.
+    1x1 convolutions are dots there, after the stride: as convolutions XLA's CPU backend would take the gradient of
+    their kernels from transposed activations. Gradients without stride or groups are `canonical_gradients`.
     """
     convolution = functools.partial(lax.conv_general_dilated, window_strides=strides, padding=padding, **dimensions)
-    if kernel.shape[:2] != (1, 1) or kernel.shape[2] != x.shape[-1] or any(map(any, padding)):
+    is_dense = kernel.shape[2] == x.shape[-1] and not isinstance(padding, str)
+    if is_dense and kernel.shape[:2] == (1, 1) and not any(map(any, padding)):
+        on_cpu = functools.partial(_by_dot, strides=strides)
+        gradients_on_cpu = _pullback(on_cpu)
+    elif is_dense and tuple(strides) == (1, 1):
+        on_cpu, gradients_on_cpu = convolution, functools.partial(canonical_gradients, padding=padding)
+    else:
         return convolution(x, kernel)
-    forms = {"cpu": functools.partial(_by_dot, strides=strides), "default": convolution}
 
     @jax.custom_vjp
-    def pointwise(x, kernel):
-        return lax.platform_dependent(x, kernel, **forms)
+    def convolved(x, kernel):
+        return lax.platform_dependent(x, kernel, cpu=on_cpu, default=convolution)
 
     def gradients(saved, gradient):
-        pullbacks = {platform: functools.partial(_gradients, form) for platform, form in forms.items()}
-        return lax.platform_dependent(*saved, gradient, **pullbacks)
+        return lax.platform_dependent(*saved, gradient, cpu=gradients_on_cpu, default=_pullback(convolution))
 
-    pointwise.defvjp(lambda x, kernel: (pointwise(x, kernel), (x, kernel)), gradients)
-    return pointwise(x, kernel)
+    convolved.defvjp(lambda x, kernel: (convolved(x, kernel), (x, kernel)), gradients)
+    return convolved(x, kernel)
 
 
 def conv2d(
