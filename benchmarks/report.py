@@ -75,11 +75,9 @@ def table(lines: Sequence[dict]) -> str:
         fraction = line.get("fraction_of_roofline")
         rows.append((
             line["candidate"],
-            _spread(line.get("images_per_second")),
-            _spread(line.get("seconds")),
-            _spread(line.get("speed_of_first")),
+            *(_text(line.get(name)) for name in ("images_per_second", "seconds", "speed_of_first")),
             "" if fraction is None else f"{100 * fraction:.3g}%",
-            ", ".join(f"{name} {_number(value)}" for name, value in line.items() if name not in _SHOWN),
+            ", ".join(f"{name} {_text(value)}" for name, value in line.items() if name not in _SHOWN),
             line["date"],
         ))  # fmt: skip
     return "\n".join("| " + " | ".join(row) + " |" for row in rows)
@@ -113,19 +111,14 @@ def picture_name(benchmark: str) -> str:
     return f"benchmarks_{benchmark}.png"
 
 
-def _spread(values: Sequence[float] | None) -> str:
-    if values is None:
-        return ""
-    median, low, high = map(_number, values)
-    return f"{median} [{low}, {high}]"
-
-
-def _number(value: object) -> str:
+def _text(value: object) -> str:
+    """A number, or [median, min, max], or what else a line may hold; nothing for None."""
     if isinstance(value, list):
-        return _spread(value)
-    if isinstance(value, str | bool) or value is None:
-        return str(value)
-    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
+        median, low, high = map(_text, value)
+        return f"{median} [{low}, {high}]"
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
+    return "" if value is None else str(value)
 
 
 def main() -> None:

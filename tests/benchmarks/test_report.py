@@ -35,6 +35,11 @@ def test_the_last_measurement_of_a_candidate_counts():
     assert "9 [9, 9]" in ours and "torch" in other and "2 [1, 3]" in on_tpu
 
 
+def test_a_measurement_without_rounds_is_shown():
+    (row,) = rows(markdown(grouped([{**OURS, "seconds": 0.25, "images_per_second": None}])))
+    assert row.startswith("| ours |  | 0.25 |")
+
+
 def test_lines_of_several_files_are_read(tmp_path):
     for name, line in (("a", OURS), ("b", OTHER)):
         (tmp_path / name).write_text(json.dumps(line) + "\n")
