@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from resnet_jax.errors import UserError
+from resnet_jax.models.activation import relu
 from resnet_jax.models.conv import he_normal_fan_out
 
 
@@ -20,7 +21,7 @@ def identity_norm(*, name: str) -> Callable[[jax.Array], jax.Array]:
 
 def norm_and_relu(x: jax.Array, norm: Callable, name: str) -> jax.Array:
     """Norm, then ReLU."""
-    return nn.relu(norm(name=name)(x))
+    return relu(norm(name=name)(x))
 
 
 def no_activation(x: jax.Array, norm: Callable, name: str) -> jax.Array:
@@ -139,7 +140,7 @@ class V1Block(Block):
         return nn.initializers.zeros if self.zero_init else nn.initializers.ones
 
     def activated_sum(self, x: jax.Array) -> jax.Array:
-        return nn.relu(x)
+        return relu(x)
 
 
 class BasicBlock(V1Block):
@@ -148,7 +149,7 @@ class BasicBlock(V1Block):
     def branch(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
         self.refuse_bottleneck_settings()
         y = self.conv(self.width, 3, self.stride, name="conv1")(x)
-        y = nn.relu(self.norm(name="bn1")(y))
+        y = relu(self.norm(name="bn1")(y))
         y = self.conv(self.width, 3, name="conv2")(y)
         y = self.norm(name="bn2", scale_init=self.last_scale_init)(y)
         return x, y
@@ -166,9 +167,9 @@ class BottleneckBlock(V1Block):
     def branch(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
         first, second = (self.stride, 1) if self.stride_on_first else (1, self.stride)
         y = self.conv(self.inner_width, 1, first, name="conv1")(x)
-        y = nn.relu(self.norm(name="bn1")(y))
+        y = relu(self.norm(name="bn1")(y))
         y = self.conv(self.inner_width, 3, second, self.groups, name="conv2")(y)
-        y = nn.relu(self.norm(name="bn2")(y))
+        y = relu(self.norm(name="bn2")(y))
         y = self.conv(4 * self.width, 1, name="conv3")(y)
         y = self.norm(name="bn3", scale_init=self.last_scale_init)(y)
         return x, y
@@ -211,7 +212,7 @@ class PreActBasicBlock(PreActBlock):
         self.refuse_bottleneck_settings()
         activated = self.preactivation(x, self.norm, "bn1")
         y = self.conv(self.width, 3, self.stride, name="conv1")(activated)
-        y = nn.relu(self.norm(name="bn2")(y))
+        y = relu(self.norm(name="bn2")(y))
         y = self.conv(self.width, 3, kernel_init=self.last_kernel_init, name="conv2")(y)
         return x if x.shape[-1] == y.shape[-1] else activated, y
 
@@ -222,8 +223,8 @@ class PreActBottleneckBlock(PreActBlock):
     def branch(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
         activated = self.preactivation(x, self.norm, "bn1")
         y = self.conv(self.inner_width, 1, name="conv1")(activated)
-        y = nn.relu(self.norm(name="bn2")(y))
+        y = relu(self.norm(name="bn2")(y))
         y = self.conv(self.inner_width, 3, self.stride, self.groups, name="conv2")(y)
-        y = nn.relu(self.norm(name="bn3")(y))
+        y = relu(self.norm(name="bn3")(y))
         y = self.conv(4 * self.width, 1, kernel_init=self.last_kernel_init, name="conv3")(y)
         return x if x.shape[-1] == y.shape[-1] else activated, y

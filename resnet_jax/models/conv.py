@@ -6,16 +6,39 @@ given name. Stems, blocks, projections and VGG nets use the same.
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import flax.linen as nn
 import jax
 from jax import lax
 
-from resnet_jax.models.canonical import canonical_gradients
-
 # He et al. 2015, "Delving Deep into Rectifiers", section 2.2; `fan_out` as in the released ResNets.
 he_normal_fan_out = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
+
+
+def canonical_gradients(
+    x: jax.Array, kernel: jax.Array, gradient: jax.Array, padding: Sequence[tuple[int, int]]
+) -> tuple[jax.Array, jax.Array]:
+    """Gradients of a convolution by its input and its kernel, as convolutions of NHWC with HWIO.
+
+    XLA's fast code for CPUs takes these layouts alone, and brings convolutions into them in the entry computation of a
+    program (its pass ConvCanonicalization), not in the body of a loop, where JAX's gradients are 25 times slower.
+
+    Args:
+      x: input (B, H, W, C).
+      kernel: kernel (h, w, C, features); the convolution has stride 1, no groups and no dilation.
+      gradient: gradient of the output (B, H', W', features).
+      padding: (low, high) of height and width.
+    """
+    reach = [(size - 1 - low, size - 1 - high) for size, (low, high) in zip(kernel.shape[:2], padding, strict=True)]
+    by_input = _convolution(gradient, kernel[::-1, ::-1].transpose(0, 1, 3, 2), reach)
+    # Examples take the place of channels, and those of examples: a kernel as large as the image.
+    by_kernel = _convolution(x.transpose(3, 1, 2, 0), gradient.transpose(1, 2, 0, 3), padding)
+    return by_input, by_kernel.transpose(1, 2, 0, 3)
+
+
+def _convolution(x: jax.Array, kernel: jax.Array, padding: Sequence[tuple[int, int]]) -> jax.Array:
+    return lax.conv_general_dilated(x, kernel, (1, 1), padding, dimension_numbers=("NHWC", "HWIO", "NHWC"))
 
 
 def _by_dot(x: jax.Array, kernel: jax.Array, strides: tuple[int, int]) -> jax.Array:

@@ -4,6 +4,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from resnet_jax.models.activation import relu
+
 
 def squeeze_and_excite(branch: jax.Array, *, conv, norm) -> jax.Array:
     """The branch, each channel times a number from 0 to 1 that depends on the means of all channels.
@@ -14,7 +16,7 @@ def squeeze_and_excite(branch: jax.Array, *, conv, norm) -> jax.Array:
     channels = branch.shape[-1]
     hidden = max(8, (channels // 16 + 4) // 8 * 8)
     squeezed = jnp.mean(branch, axis=(1, 2), keepdims=True)
-    excited = nn.relu(conv(hidden, 1, use_bias=True, name="se_fc1")(squeezed))
+    excited = relu(conv(hidden, 1, use_bias=True, name="se_fc1")(squeezed))
     scale = nn.sigmoid(conv(channels, 1, use_bias=True, name="se_fc2")(excited))
     return branch * jnp.broadcast_to(scale, branch.shape)
 

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from resnet_jax.errors import UserError
+from resnet_jax.models.activation import relu
 from resnet_jax.models.conv import Pool
 
 
@@ -41,7 +42,7 @@ def imagenet_layers(images, width, *, conv, norm, conv_padding="border", pool_pa
     """7x7 convolution with stride 2, norm, ReLU and a 3x3 max-pooling with stride 2 (He et al. 2015, Table 1)."""
     padding = {"padding": "SAME"} if conv_padding == "same" else {}
     x = conv(width, 7, 2, name="conv1", **padding)(images)
-    return _max_pool(nn.relu(norm(name="bn1")(x)), pool_padding)
+    return _max_pool(relu(norm(name="bn1")(x)), pool_padding)
 
 
 def bare_imagenet_layers(images, width, *, conv, norm, pool_padding="border", use_bias=False):
@@ -54,14 +55,14 @@ def deep_layers(images, width, *, conv, norm):
     x = images
     for index, (features, stride) in enumerate(((width // 2, 2), (width // 2, 1), (width, 1)), start=1):
         x = conv(features, 3, stride, name=f"conv{index}")(x)
-        x = nn.relu(norm(name=f"bn{index}")(x))
+        x = relu(norm(name=f"bn{index}")(x))
     return _max_pool(x)
 
 
 def small_image_layers(images, width, *, conv, norm):
     """3x3 convolution, norm and ReLU, for images of about 32x32 (He et al. 2015, section 4.2)."""
     x = conv(width, 3, name="conv1")(images)
-    return nn.relu(norm(name="bn1")(x))
+    return relu(norm(name="bn1")(x))
 
 
 def bare_small_image_layers(images, width, *, conv, norm, features=16):

@@ -7,6 +7,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from resnet_jax.models.activation import relu
 from resnet_jax.models.conv import Pool, conv2d
 from resnet_jax.models.norm import announced, batch_norm
 from resnet_jax.models.stems import check_images
@@ -60,13 +61,13 @@ class VGG(nn.Module):
             for index in range(1, convs + 1):
                 name = f"stage{stage}_conv{index}"
                 x = self.conv(width, 3, use_bias=True, dtype=self.dtype, name=name)(x)
-                x = nn.relu(self.normalized(x, f"stage{stage}_bn{index}", train))
+                x = relu(self.normalized(x, f"stage{stage}_bn{index}", train))
             max_pool = functools.partial(nn.max_pool, window_shape=(2, 2), strides=(2, 2))
             x = activations[f"stage{stage}"] = Pool(max_pool, name=f"stage{stage}_pool")(x)
         x = Pool(functools.partial(adaptive_average_pool, size=7), name="pool")(x)
         x = x.reshape(x.shape[0], -1)
         for name in ("fc1", "fc2"):
-            x = nn.relu(_dense(4096, dtype=self.dtype, name=name)(x))
+            x = relu(_dense(4096, dtype=self.dtype, name=name)(x))
             x = nn.Dropout(0.5, deterministic=not train)(x)
         x = activations["pre_logits"] = x.astype(jnp.float32)
         logits = activations["logits"] = _dense(self.num_classes, dtype=jnp.float32, name="fc")(x)

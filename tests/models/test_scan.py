@@ -9,7 +9,7 @@ import optax
 import pytest
 
 from resnet_jax import UserError, create_model, fold_batchnorm
-from resnet_jax.models.canonical import canonical_gradients
+from resnet_jax.models.conv import canonical_gradients
 from resnet_jax.models.profile import profile
 from resnet_jax.models.resnet import stride_in_last_block
 from resnet_jax.models.scan import stack_blocks, unstack_blocks
