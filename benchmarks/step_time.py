@@ -5,7 +5,8 @@
 
 --model, --size, --batch and --dtype take several values; each combination is measured on its own. With --against, other
 implementations of the net take turns with ours: torchvision's nets in torch (eager or compiled, channels_last, autocast
-for bfloat16) and a plain Flax net. A round is `steps` steps, timed as one.
+for bfloat16), and a plain Flax net in a process of its own, with the flags of XLA as they come. A round is `steps`
+steps, timed as one.
 """
 
 import itertools
@@ -24,9 +25,9 @@ def peers(names: list[str], *case, **settings) -> dict[str, Callable[[], None]]:
     candidates = {}
     for name in names:
         if name == "flax":
-            from benchmarks.peers import flax_baseline
+            from benchmarks.peers import flax_process
 
-            candidates[name] = flax_baseline.training(*case, **settings)
+            candidates[name] = flax_process.training(*case, **settings)
         else:
             from benchmarks.peers import torch_nets
 

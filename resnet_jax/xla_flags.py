@@ -6,6 +6,7 @@ import pathlib
 import re
 
 _YNN = "xla_cpu_experimental_ynn_fusion_type"
+CHOSEN = f"--{_YNN}=LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT"
 
 
 @functools.cache
@@ -28,7 +29,7 @@ def with_fast_convolutions(flags: str, features: frozenset[str]) -> str:
     """
     if _YNN in flags or "avx2" not in features or "avx512f" in features:
         return flags
-    return f"{flags} --{_YNN}=LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT".strip()
+    return f"{flags} {CHOSEN}".strip()
 
 
 def choose_flags() -> None:

@@ -1,6 +1,8 @@
 """A plain Flax ResNet and its training step, in the manner of Flax's ImageNet example: what one would write first."""
 
 import functools
+import json
+import sys
 from collections.abc import Callable, Sequence
 
 import flax
@@ -153,3 +155,16 @@ def training(name: str, size: int, batch: int, dtype: str, *, num_classes: int, 
         jax.block_until_ready((state, loss))
 
     return train
+
+
+def main() -> None:
+    """Train once for each line of the input, and answer each with a line: for `flax_process`."""
+    case, settings = json.loads(sys.argv[1])
+    train = training(*case, **settings)
+    for _ in sys.stdin:
+        train()
+        print("trained", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -97,7 +97,12 @@ def _evaluate(jaxpr, consts: Sequence, *inputs: jax.Array) -> list:
     for equation in jaxpr.eqns:
         operands = [read(variable) for variable in equation.invars]
         inner = equation.params.get("jaxpr") or equation.params.get("call_jaxpr")  # of jit, and of jax.nn.relu
-        if inner is not None:
+        if equation.primitive.name == "platform_index":
+            outputs = [len(equation.params["platforms"]) - 1]  # the default, not a form for JAX's CPU backend
+        elif equation.primitive.name == "cond" and isinstance(operands[0], int):
+            branch = equation.params["branches"][operands[0]]
+            outputs = _evaluate(branch.jaxpr, branch.consts, *operands[1:])
+        elif inner is not None:
             outputs = _evaluate(inner.jaxpr, inner.consts, *operands)
         elif not any(isinstance(operand, jax.core.Tracer) for operand in operands):
             with jax.ensure_compile_time_eval():

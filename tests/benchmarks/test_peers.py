@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from benchmarks import ours
-from benchmarks.peers import flax_baseline, flax_epochs
+from benchmarks.peers import flax_baseline, flax_epochs, flax_process
 from resnet_jax.models import create_model
 
 
@@ -77,3 +77,14 @@ def test_a_program_of_small_images_trains_every_replica_as_it_trains_alone():
     _, alone = one.train_steps(1)(one.parallel.replicate(state(1)), one.inputs(0))
     np.testing.assert_allclose(together["loss"][1], alone["loss"], rtol=1e-5)
     assert together["loss"][0] != together["loss"][1]
+
+
+@pytest.mark.slow
+def test_the_plain_flax_net_trains_in_a_process_of_its_own_and_its_end_is_noticed(capfd):
+    train = flax_process.training("resnet20", 8, 2, "float32", num_classes=10, steps=1)
+    train()
+    train()
+    fails = flax_process.training("resnet0", 8, 2, "float32", num_classes=10, steps=1)
+    with pytest.raises(RuntimeError, match="the plain Flax net ended with status 1; its error is above"):
+        fails()
+    assert "KeyError: 'resnet0'" in capfd.readouterr().err
