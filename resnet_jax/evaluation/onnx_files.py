@@ -19,6 +19,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.export import is_symbolic_dim
 from jax.extend.core import Literal
 
 from resnet_jax.errors import UserError
@@ -104,13 +105,20 @@ def _evaluate(jaxpr, consts: Sequence, *inputs: jax.Array) -> list:
             outputs = _evaluate(branch.jaxpr, branch.consts, *operands[1:])
         elif inner is not None:
             outputs = _evaluate(inner.jaxpr, inner.consts, *operands)
-        elif not any(isinstance(operand, jax.core.Tracer) for operand in operands):
+        elif _is_constant(equation, operands):
             with jax.ensure_compile_time_eval():
                 outputs = _bind(equation, operands)
         else:
             outputs = _REPLACED.get(equation.primitive.name, _bind)(equation, operands)
         values.update(zip(equation.outvars, outputs, strict=True))
     return [read(variable) for variable in jaxpr.outvars]
+
+
+def _is_constant(equation, operands: list) -> bool:
+    shapes = [variable.aval.shape for variable in equation.outvars]  # one with the batch is known in the trace alone
+    return not any(isinstance(operand, jax.core.Tracer) for operand in operands) and not any(
+        is_symbolic_dim(size) for shape in shapes for size in shape
+    )
 
 
 def _bind(equation, operands: list) -> list:
