@@ -4,7 +4,6 @@ import argparse
 import contextlib
 import datetime
 import functools
-import importlib.metadata
 import json
 import os
 import pathlib
@@ -162,7 +161,7 @@ def _seconds(function: Callable[[], float | None]) -> float:
 
 def _versions() -> str:
     loaded = [package for package in _PACKAGES if package in sys.modules]
-    return ", ".join(f"{package} {importlib.metadata.version(package)}" for package in loaded)
+    return ", ".join(f"{package} {sys.modules[package].__version__}" for package in loaded)
 
 
 def _date() -> str:
