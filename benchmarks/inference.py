@@ -8,49 +8,23 @@ torchvision's nets, folded by torch itself, take turns with ours, eager or compi
 weights of all are bfloat16. A round is `steps` batches, timed as one.
 """
 
-import itertools
 from collections.abc import Callable
 
 from benchmarks import ours, roofline
-from benchmarks.harness import benchmark, command_parser, compare
-from resnet_jax.models import create_model
+from benchmarks.nets import compare_nets
 
 
-def peers(names: list[str], *case, **settings) -> dict[str, Callable[[], None]]:
-    """The forward passes of other implementations."""
-    if not names:
-        return {}
+def our_inference(*case, **settings) -> tuple[Callable[[], None], dict]:
+    """(the forward passes of ours, nothing more for its line)."""
+    return ours.inference(*case, **settings), {}
+
+
+def their_inference(peer: str, *case, **settings) -> Callable[[], None]:
+    """The forward passes of another implementation."""
     from benchmarks.peers import torch_nets
 
-    return {name: torch_nets.inference(*case, compiled=name == "torch_compile", **settings) for name in names}
-
-
-def main() -> None:
-    """The command."""
-    parser = command_parser(__doc__)
-    parser.add_argument("--model", nargs="+", default=["resnet50"])
-    parser.add_argument("--size", nargs="+", type=int, default=[224])
-    parser.add_argument("--batch", nargs="+", type=int, default=[32])
-    parser.add_argument("--dtype", nargs="+", choices=("float32", "bfloat16"), default=["float32"])
-    parser.add_argument("--against", nargs="+", choices=("torch", "torch_compile"), default=[])
-    parser.add_argument("--classes", type=int, default=1000)
-    parser.add_argument("--steps", type=int, default=10)
-    args = parser.parse_args()
-    with benchmark():
-        for name, size, batch, dtype in itertools.product(args.model, args.size, args.batch, args.dtype):
-            settings = {"num_classes": args.classes, "steps": args.steps}
-            infer = ours.inference(name, size, batch, dtype, **settings)
-            model = create_model(name, num_classes=args.classes)
-            per_image = roofline.inference_seconds(model, (size, size, 3), dtype)
-            images = batch * args.steps
-            compare(
-                {"ours": infer, **peers(args.against, name, size, batch, dtype, **settings)},
-                args.rounds,
-                case={"model": name, "size": size, "batch": batch, "dtype": dtype},
-                images=images,
-                fastest_seconds=per_image and images * per_image,
-            )
+    return torch_nets.inference(*case, compiled=peer == "torch_compile", **settings)
 
 
 if __name__ == "__main__":
-    main()
+    compare_nets(__doc__, our_inference, their_inference, ("torch", "torch_compile"), roofline.inference_seconds)

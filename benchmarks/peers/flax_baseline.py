@@ -12,39 +12,37 @@ import jax.numpy as jnp
 import optax
 
 
-class BasicBlock(nn.Module):
+class Block(nn.Module):
+    """A branch, and the input or its projection."""
+
+    features: int
+    conv: Callable
+    norm: Callable
+    strides: int = 1
+
+    @nn.compact
+    def __call__(self, x):
+        y = self.branch(x)
+        if x.shape != y.shape:
+            x = self.norm()(self.conv(y.shape[-1], (1, 1), (self.strides, self.strides))(x))
+        return nn.relu(x + y)
+
+
+class BasicBlock(Block):
     """Two 3x3 convolutions."""
 
-    features: int
-    conv: Callable
-    norm: Callable
-    strides: int = 1
-
-    @nn.compact
-    def __call__(self, x):
+    def branch(self, x):
         y = nn.relu(self.norm()(self.conv(self.features, (3, 3), (self.strides, self.strides))(x)))
-        y = self.norm(scale_init=nn.initializers.zeros)(self.conv(self.features, (3, 3))(y))
-        if x.shape != y.shape:
-            x = self.norm()(self.conv(self.features, (1, 1), (self.strides, self.strides))(x))
-        return nn.relu(x + y)
+        return self.norm(scale_init=nn.initializers.zeros)(self.conv(self.features, (3, 3))(y))
 
 
-class BottleneckBlock(nn.Module):
+class BottleneckBlock(Block):
     """1x1, 3x3 and 1x1 convolutions."""
 
-    features: int
-    conv: Callable
-    norm: Callable
-    strides: int = 1
-
-    @nn.compact
-    def __call__(self, x):
+    def branch(self, x):
         y = nn.relu(self.norm()(self.conv(self.features, (1, 1))(x)))
         y = nn.relu(self.norm()(self.conv(self.features, (3, 3), (self.strides, self.strides))(y)))
-        y = self.norm(scale_init=nn.initializers.zeros)(self.conv(4 * self.features, (1, 1))(y))
-        if x.shape != y.shape:
-            x = self.norm()(self.conv(4 * self.features, (1, 1), (self.strides, self.strides))(x))
-        return nn.relu(x + y)
+        return self.norm(scale_init=nn.initializers.zeros)(self.conv(4 * self.features, (1, 1))(y))
 
 
 class ResNet(nn.Module):
