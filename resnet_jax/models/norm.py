@@ -20,6 +20,12 @@ def _per_channel(x: jax.Array, rank: int) -> jax.Array:
     return x.reshape((1,) * (rank - 1) + (-1,))
 
 
+def _normalize(x, mean, variance, scale, bias, epsilon, dtype):
+    factor = scale * lax.rsqrt(variance + epsilon)
+    mean, factor, bias = (_per_channel(each, x.ndim) for each in (mean, factor, bias))
+    return ((x - mean) * factor + bias).astype(dtype)
+
+
 def _wide(x: jax.Array) -> jax.Array:
     return x.astype(jnp.promote_types(jnp.float32, x.dtype))
 
@@ -60,9 +66,7 @@ def normalize_by_batch(
     sums = channel_sum(x), channel_sum(lax.square(_wide(x)))
     mean, mean_square = average(jax.tree.map(lambda total: total / count, sums))
     variance = jnp.maximum(0, mean_square - lax.square(mean))
-    factor = scale * lax.rsqrt(variance + epsilon)
-    centered = x - _per_channel(mean, x.ndim)
-    return (centered * _per_channel(factor, x.ndim) + _per_channel(bias, x.ndim)).astype(dtype), mean, variance
+    return _normalize(x, mean, variance, scale, bias, epsilon, dtype), mean, variance
 
 
 def _normalize_by_batch(x, scale, bias, *settings):
@@ -109,9 +113,8 @@ class BatchNorm(nn.Module):
         scale = self.param("scale", self.scale_init, channels)
         bias = self.param("bias", nn.initializers.zeros, channels)
         if use_running_average:
-            factor = scale * lax.rsqrt(running_variance.value + self.epsilon)
-            mean, factor, bias = (_per_channel(each, x.ndim) for each in (running_mean.value, factor, bias))
-            return ((x - mean) * factor + bias).astype(self.dtype)
+            statistics = running_mean.value, running_variance.value
+            return _normalize(x, *statistics, scale, bias, self.epsilon, self.dtype)
         x, mean, variance = normalize_by_batch(x, scale, bias, self.epsilon, self.dtype, self._average)
         if not self.is_initializing():
             running_mean.value = self.momentum * running_mean.value + (1 - self.momentum) * mean
