@@ -5,13 +5,13 @@ import functools
 import warnings
 from collections.abc import Callable
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from resnet_jax.errors import UserError
 from resnet_jax.models.activation import relu
 from resnet_jax.models.conv import Pool
+from resnet_jax.models.max_pool import max_pool
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,8 +34,7 @@ def _max_pool(x: jax.Array, padding: str = "border") -> jax.Array:
     if padding == "zero":
         x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
     paddings = {"border": ((1, 1), (1, 1)), "zero": "VALID", "same": "SAME"}
-    max_pool = functools.partial(nn.max_pool, window_shape=(3, 3), strides=(2, 2), padding=paddings[padding])
-    return Pool(max_pool, name="max_pool")(x)
+    return Pool(functools.partial(max_pool, size=3, padding=paddings[padding]), name="max_pool")(x)
 
 
 def imagenet_layers(images, width, *, conv, norm, conv_padding="border", pool_padding="border"):

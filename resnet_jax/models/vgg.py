@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 from resnet_jax.models.activation import relu
 from resnet_jax.models.conv import Pool, conv2d
+from resnet_jax.models.max_pool import max_pool
 from resnet_jax.models.norm import announced, batch_norm
 from resnet_jax.models.stems import check_images
 
@@ -62,8 +63,7 @@ class VGG(nn.Module):
                 name = f"stage{stage}_conv{index}"
                 x = self.conv(width, 3, use_bias=True, dtype=self.dtype, name=name)(x)
                 x = relu(self.normalized(x, f"stage{stage}_bn{index}", train))
-            max_pool = functools.partial(nn.max_pool, window_shape=(2, 2), strides=(2, 2))
-            x = activations[f"stage{stage}"] = Pool(max_pool, name=f"stage{stage}_pool")(x)
+            x = activations[f"stage{stage}"] = Pool(functools.partial(max_pool, size=2), name=f"stage{stage}_pool")(x)
         x = Pool(functools.partial(adaptive_average_pool, size=7), name="pool")(x)
         x = x.reshape(x.shape[0], -1)
         for name in ("fc1", "fc2"):

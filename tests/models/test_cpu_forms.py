@@ -1,4 +1,4 @@
-"""Convolutions and batch norms against JAX's and Flax's own: values and gradients, at every class of shapes."""
+"""Convolutions, poolings and batch norms against JAX's and Flax's: values and gradients, at every class of shapes."""
 
 import functools
 
@@ -12,6 +12,7 @@ from jax.sharding import Mesh, PartitionSpec
 
 from resnet_jax import create_model
 from resnet_jax.models.conv import conv2d, convolve
+from resnet_jax.models.max_pool import max_pool
 from resnet_jax.models.norm import batch_norm, channel_sum
 
 KEY = jax.random.key(0)
@@ -92,6 +93,39 @@ def test_a_pointwise_convolution_is_a_dot_on_cpus_alone():
     step = jax.jit(lambda x, weights: value_and_gradients(function, x, weights)).trace(x, weights)
     for platform, convolutions in (("cpu", 0), ("tpu", 3), ("cuda", 3)):
         assert step.lower(lowering_platforms=(platform,)).as_text().count("stablehlo.convolution") == convolutions
+
+
+# (image, size, padding)
+POOLINGS = {
+    "of ResNets": ((4, 12, 12, 5), 3, ((1, 1), (1, 1))),
+    "odd sides": ((3, 7, 9, 1), 3, ((1, 1), (1, 1))),
+    "one column": ((2, 5, 1, 4), 3, ((1, 1), (1, 1))),
+    "TensorFlow's, odd and even": ((2, 11, 8, 3), 3, "SAME"),
+    "of VGG nets": ((2, 8, 8, 3), 2, "VALID"),
+    "rest at the border": ((2, 9, 7, 3), 2, "VALID"),
+}
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("name", POOLINGS)
+def test_a_max_pooling_is_that_of_flax(name, dtype):
+    image, size, padding = POOLINGS[name]
+    x = jax.random.randint(KEY, image, -2, 3).astype(dtype)  # windows have several maxima
+
+    def plain_pool(x):
+        return nn.max_pool(x, (size, size), (2, 2), padding)
+
+    plain, ours = (
+        jax.jit(functools.partial(value_and_gradients, f)) for f in (plain_pool, lambda x: max_pool(x, size, padding))
+    )
+    assert_same(ours(x), plain(x), TOLERANCE[dtype])
+    assert_same(jax.vmap(ours)(jnp.stack([x, -x])), jax.vmap(plain)(jnp.stack([x, -x])), TOLERANCE[dtype])
+
+
+def test_a_max_pooling_selects_and_scatters_but_on_cpus():
+    step = jax.jit(functools.partial(value_and_gradients, lambda x: max_pool(x, 2))).trace(jnp.ones((2, 4, 4, 3)))
+    for platform, scatters in (("cpu", 0), ("tpu", 1), ("cuda", 1)):
+        assert step.lower(lowering_platforms=(platform,)).as_text().count("stablehlo.select_and_scatter") == scatters
 
 
 @pytest.mark.parametrize("shape", [(5, 3), (4, 6, 6, 8), (3, 7, 5, 1), (1, 1, 1, 2), (128, 2, 2, 3)])
