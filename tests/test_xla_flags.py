@@ -15,7 +15,7 @@ FLAG = "--xla_cpu_experimental_ynn_fusion_type=LIBRARY_FUSION_TYPE_INDIVIDUAL_DO
     [
         ("", {"sse2", "avx2"}, FLAG),
         ("--xla_x=1", {"avx2"}, f"--xla_x=1 {FLAG}"),
-        ("", {"avx2", "avx512f"}, ""),
+        ("", {"avx2", "avx512f"}, FLAG),
         ("", {"asimd"}, ""),
         ("", set(), ""),
         ("--xla_cpu_experimental_ynn_fusion_type=", {"avx2"}, "--xla_cpu_experimental_ynn_fusion_type="),
