@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 from jax import lax
 
 # He et al. 2015, "Delving Deep into Rectifiers", section 2.2; `fan_out` as in the released ResNets.
@@ -51,20 +52,39 @@ def _by_dot(x: jax.Array, kernel: jax.Array, strides: tuple[int, int]) -> jax.Ar
     return (rows @ kernel[0, 0]).reshape(*x.shape[:-1], kernel.shape[-1])
 
 
+def _is_seen_whole(sides: Sequence[int], kernel: jax.Array, padding: Sequence[tuple[int, int]]) -> bool:
+    taps = zip(sides, kernel.shape[:2], padding, strict=True)
+    return all(side <= min(low, high) + 1 and low + high + 1 == size for side, size, (low, high) in taps)
+
+
+def _by_matrix(x: jax.Array, kernel: jax.Array, padding: Sequence[tuple[int, int]]) -> jax.Array:
+    height, width = x.shape[1:3]
+    (top, _), (left, _) = padding
+    rows = jnp.stack([kernel[top - row :][:height] for row in range(height)], axis=1)
+    taps = jnp.stack([rows[:, :, left - column :][:, :, :width] for column in range(width)], axis=3)
+    # From (row, column, channel) of the input to those of the output.
+    matrix = taps.transpose(0, 2, 4, 1, 3, 5).reshape(x[0].size, -1)
+    return (x.reshape(len(x), -1) @ matrix).reshape(*x.shape[:-1], -1)
+
+
 def _pullback(function: Callable) -> Callable:
     return lambda x, kernel, gradient: jax.vjp(function, x, kernel)[1](gradient)
 
 
 def convolve(x: jax.Array, kernel: jax.Array, strides: tuple[int, int], padding, **dimensions) -> jax.Array:
-    """`lax.conv_general_dilated` of NHWC with HWIO, with two other forms on CPUs.
+    """`lax.conv_general_dilated` of NHWC with HWIO, with three other forms on CPUs.
 
     1x1 convolutions are dots there, after the stride: as convolutions XLA's CPU backend would take the gradient of
-    their kernels from transposed activations. Gradients without stride or groups are `canonical_gradients`.
+    their kernels from transposed activations. So are those whose kernel sees the whole image at each pixel, like 3x3 on
+    2x2 pixels (5 times as fast). Other gradients without stride or groups are `canonical_gradients`.
     """
     convolution = functools.partial(lax.conv_general_dilated, window_strides=strides, padding=padding, **dimensions)
     is_dense = kernel.shape[2] == x.shape[-1] and not isinstance(padding, str)
     if is_dense and kernel.shape[:2] == (1, 1) and not any(map(any, padding)):
         on_cpu = functools.partial(_by_dot, strides=strides)
+        gradients_on_cpu = _pullback(on_cpu)
+    elif is_dense and tuple(strides) == (1, 1) and _is_seen_whole(x.shape[1:3], kernel, padding):
+        on_cpu = functools.partial(_by_matrix, padding=padding)
         gradients_on_cpu = _pullback(on_cpu)
     elif is_dense and tuple(strides) == (1, 1):
         on_cpu, gradients_on_cpu = convolution, functools.partial(canonical_gradients, padding=padding)

@@ -26,6 +26,9 @@ CONVOLUTIONS = {
     "strided 3x3, odd sides": ((3, 7, 9, 4), (3, 3, 4, 6), 2, 1, 1),
     "3x3, groups": ((2, 6, 6, 8), (3, 3, 2, 8), 1, 1, 4),
     "3x3, kernel larger than the image": ((2, 4, 5, 12), (3, 3, 12, 10), 1, 1, 1),
+    "3x3, all pixels seen": ((4, 2, 2, 6), (3, 3, 6, 4), 1, 1, 1),
+    "5x5, all pixels seen": ((3, 3, 2, 4), (5, 5, 4, 6), 1, 2, 1),
+    "3x3, padded by 2": ((3, 2, 2, 4), (3, 3, 4, 6), 1, 2, 1),
     "7x7, 1 channel": ((2, 13, 13, 1), (7, 7, 1, 4), 2, 3, 1),
     "1 image of 1 pixel": ((1, 1, 1, 3), (1, 1, 3, 5), 1, 0, 1),
 }
@@ -86,10 +89,11 @@ def test_a_convolution_on_four_devices_is_that_of_one():
     np.testing.assert_allclose(found, jax.grad(loss)(weights, x), rtol=1e-5)
 
 
-def test_a_pointwise_convolution_is_a_dot_on_cpus_alone():
-    x, weights = jnp.ones((2, 4, 4, 3)), jnp.ones((1, 1, 3, 4))
+@pytest.mark.parametrize("side, size", [(4, 1), (2, 3)])
+def test_a_convolution_by_a_dot_is_one_on_cpus_alone(side, size):
+    x, weights = jnp.ones((2, side, side, 3)), jnp.ones((size, size, 3, 4))
     function = functools.partial(
-        convolve, strides=(1, 1), padding=((0, 0), (0, 0)), dimension_numbers=("NHWC", "HWIO", "NHWC")
+        convolve, strides=(1, 1), padding=((size // 2,) * 2,) * 2, dimension_numbers=("NHWC", "HWIO", "NHWC")
     )
     step = jax.jit(lambda x, weights: value_and_gradients(function, x, weights)).trace(x, weights)
     for platform, convolutions in (("cpu", 0), ("tpu", 3), ("cuda", 3)):
