@@ -63,7 +63,7 @@ def _by_matrix(x: jax.Array, kernel: jax.Array, padding: Sequence[tuple[int, int
     rows = jnp.stack([kernel[top - row :][:height] for row in range(height)], axis=1)
     taps = jnp.stack([rows[:, :, left - column :][:, :, :width] for column in range(width)], axis=3)
     # From (row, column, channel) of the input to those of the output.
-    matrix = taps.transpose(0, 2, 4, 1, 3, 5).reshape(x[0].size, -1)
+    matrix = taps.transpose(0, 2, 4, 1, 3, 5).reshape(x.size // len(x), -1)
     return (x.reshape(len(x), -1) @ matrix).reshape(*x.shape[:-1], -1)
 
 
