@@ -6,7 +6,7 @@ import re
 _INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%([\w.-]+) = (.*?) ([a-z][\w-]*)\(([^)]*)(.*)$", re.MULTILINE)
 _ARRAY = re.compile(r"([a-z]+(\d*)\w*)\[([\d,]*)\]((?:\{[^}]*\})?)")
 # They move nothing themselves: names of what lies there, or the ends of what a "-start" began.
-_STILL = ("parameter", "constant", "tuple", "get-tuple-element", "bitcast", "copy-done", "slice-done")
+_STILL = ("parameter", "constant", "tuple", "get-tuple-element", "bitcast")
 
 
 def _arrays(shape: str) -> list[tuple[int, bool]]:
@@ -38,7 +38,7 @@ def main_memory_traffic(program: str) -> int:
     shapes, total = {}, 0
     for name, shape, operation, operands, rest in _INSTRUCTION.findall(program[program.index("\nENTRY ") :]):
         shapes[name] = _arrays(shape)
-        if operation not in _STILL and "ConcatBitcast" not in rest:
+        if operation not in _STILL and not operation.endswith("-done") and "ConcatBitcast" not in rest:
             read = [array for operand in re.findall(r"%([\w.-]+)", operands) for array in shapes.get(operand, [])]
             total += _moved(operation, shapes[name], read)
     return total

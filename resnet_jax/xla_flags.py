@@ -20,14 +20,15 @@ def cpu_features() -> frozenset[str]:
 def with_fast_convolutions(flags: str, features: frozenset[str]) -> str:
     """XLA_FLAGS that let XLA's own code compute convolutions, where YNNPACK's are slow: with AVX2, AVX-512 or not.
 
-    jaxlib 0.10 to 0.12 give all that YNNPACK can do to YNNPACK; the flag leaves it the dots. Training is then 1.3 to
-    2.5 times as fast on such processors (benchmarks/NOTES.md).
+    jaxlib 0.10 to 0.12 give all that YNNPACK can do to YNNPACK; the flag leaves it the dots. Training is then 0.9 to
+    2.5 times as fast, by net, version and processor, with less memory (benchmarks/NOTES.md).
 
     Args:
-      flags: the user's; the same flag among them stays as it is.
+      flags: the user's; the same flag among them, and the name of a file of flags, stay as they are.
       features: as from `cpu_features`.
     """
-    if _YNN in flags or "avx2" not in features:
+    is_file = bool(flags.strip()) and not flags.strip().startswith("-")
+    if is_file or _YNN in flags or "avx2" not in features:
         return flags
     return f"{flags} {CHOSEN}".strip()
 

@@ -58,13 +58,13 @@ def _is_seen_whole(sides: Sequence[int], kernel: jax.Array, padding: Sequence[tu
 
 
 def _by_matrix(x: jax.Array, kernel: jax.Array, padding: Sequence[tuple[int, int]]) -> jax.Array:
-    height, width = x.shape[1:3]
+    height, width, channels = x.shape[1:]
     (top, _), (left, _) = padding
     rows = jnp.stack([kernel[top - row :][:height] for row in range(height)], axis=1)
     taps = jnp.stack([rows[:, :, left - column :][:, :, :width] for column in range(width)], axis=3)
     # From (row, column, channel) of the input to those of the output.
-    matrix = taps.transpose(0, 2, 4, 1, 3, 5).reshape(x.size // len(x), -1)
-    return (x.reshape(len(x), -1) @ matrix).reshape(*x.shape[:-1], -1)
+    matrix = taps.transpose(0, 2, 4, 1, 3, 5).reshape(height * width * channels, -1)
+    return (x.reshape(-1, len(matrix)) @ matrix).reshape(-1, height, width, kernel.shape[-1])
 
 
 def _pullback(function: Callable) -> Callable:
@@ -79,14 +79,18 @@ def convolve(x: jax.Array, kernel: jax.Array, strides: tuple[int, int], padding,
     2x2 pixels (5 times as fast). Other gradients without stride or groups are `canonical_gradients`.
     """
     convolution = functools.partial(lax.conv_general_dilated, window_strides=strides, padding=padding, **dimensions)
-    is_dense = kernel.shape[2] == x.shape[-1] and not isinstance(padding, str)
-    if is_dense and kernel.shape[:2] == (1, 1) and not any(map(any, padding)):
+    dilations = [dimensions.get(name) or (1, 1) for name in ("lhs_dilation", "rhs_dilation")]
+    if kernel.shape[2] != x.shape[-1] or any(tuple(dilation) != (1, 1) for dilation in dilations):
+        return convolution(x, kernel)
+    if isinstance(padding, str):
+        padding = lax.padtype_to_pads(x.shape[1:3], kernel.shape[:2], strides, padding)
+    if kernel.shape[:2] == (1, 1) and not any(map(any, padding)):
         on_cpu = functools.partial(_by_dot, strides=strides)
         gradients_on_cpu = _pullback(on_cpu)
-    elif is_dense and tuple(strides) == (1, 1) and _is_seen_whole(x.shape[1:3], kernel, padding):
+    elif tuple(strides) == (1, 1) and _is_seen_whole(x.shape[1:3], kernel, padding):
         on_cpu = functools.partial(_by_matrix, padding=padding)
         gradients_on_cpu = _pullback(on_cpu)
-    elif is_dense and tuple(strides) == (1, 1):
+    elif tuple(strides) == (1, 1):
         on_cpu, gradients_on_cpu = convolution, functools.partial(canonical_gradients, padding=padding)
     else:
         return convolution(x, kernel)

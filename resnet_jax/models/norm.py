@@ -45,6 +45,18 @@ def channel_sum(x: jax.Array) -> jax.Array:
     return lax.platform_dependent(x, cpu=_sum_by_dot, default=lambda x: jnp.sum(_wide(x), range(x.ndim - 1)))
 
 
+def _itself(tree):
+    return tree
+
+
+def _normalize_by_batch(x, scale, bias, epsilon, dtype, average):
+    count = x.size // x.shape[-1]
+    sums = channel_sum(x), channel_sum(lax.square(_wide(x)))
+    mean, mean_square = average(jax.tree.map(lambda total: total / count, sums))
+    variance = jnp.maximum(0, mean_square - lax.square(mean))
+    return _normalize(x, mean, variance, scale, bias, epsilon, dtype), mean, variance
+
+
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4, 5))
 def normalize_by_batch(
     x: jax.Array, scale: jax.Array, bias: jax.Array, epsilon: float, dtype, average: Callable
@@ -62,15 +74,11 @@ def normalize_by_batch(
       (output like x, mean, variance): the variance is that of the batch, without Bessel's correction. No gradient goes
       through mean and variance as outputs, only through their part in the first output.
     """
-    count = x.size // x.shape[-1]
-    sums = channel_sum(x), channel_sum(lax.square(_wide(x)))
-    mean, mean_square = average(jax.tree.map(lambda total: total / count, sums))
-    variance = jnp.maximum(0, mean_square - lax.square(mean))
-    return _normalize(x, mean, variance, scale, bias, epsilon, dtype), mean, variance
+    return _normalize_by_batch(x, scale, bias, epsilon, dtype, average)
 
 
-def _normalize_by_batch(x, scale, bias, *settings):
-    outputs = normalize_by_batch(x, scale, bias, *settings)
+def _normalized_and_saved(x, scale, bias, *settings):
+    outputs = _normalize_by_batch(x, scale, bias, *settings)
     return outputs, (x, scale, *outputs[1:])
 
 
@@ -88,7 +96,7 @@ def _normalize_by_batch_gradients(epsilon, dtype, average, saved, gradients):
     return x_gradient.astype(x.dtype), sums[1] / deviation, sums[0]
 
 
-normalize_by_batch.defvjp(_normalize_by_batch, _normalize_by_batch_gradients)
+normalize_by_batch.defvjp(_normalized_and_saved, _normalize_by_batch_gradients)
 
 
 class BatchNorm(nn.Module):
@@ -108,23 +116,21 @@ class BatchNorm(nn.Module):
     def __call__(self, x: jax.Array, use_running_average: bool) -> jax.Array:
         """The normalised (..., channels), in `dtype`."""
         channels = x.shape[-1:]
-        running_mean = self.variable("batch_stats", "mean", jnp.zeros, channels)
-        running_variance = self.variable("batch_stats", "var", jnp.ones, channels)
-        scale = self.param("scale", self.scale_init, channels)
-        bias = self.param("bias", nn.initializers.zeros, channels)
+        running_mean = self.variable("batch_stats", "mean", jnp.zeros, channels, jnp.float32)
+        running_variance = self.variable("batch_stats", "var", jnp.ones, channels, jnp.float32)
+        scale = self.param("scale", self.scale_init, channels, jnp.float32)
+        bias = self.param("bias", nn.initializers.zeros, channels, jnp.float32)
         if use_running_average:
             statistics = running_mean.value, running_variance.value
             return _normalize(x, *statistics, scale, bias, self.epsilon, self.dtype)
-        x, mean, variance = normalize_by_batch(x, scale, bias, self.epsilon, self.dtype, self._average)
+        average = _itself
+        if self.axis_name is not None and not self.is_initializing():
+            average = functools.partial(lax.pmean, axis_name=self.axis_name, axis_index_groups=self.axis_index_groups)
+        x, mean, variance = normalize_by_batch(x, scale, bias, self.epsilon, self.dtype, average)
         if not self.is_initializing():
             running_mean.value = self.momentum * running_mean.value + (1 - self.momentum) * mean
             running_variance.value = self.momentum * running_variance.value + (1 - self.momentum) * variance
         return x
-
-    def _average(self, tree):
-        if self.axis_name is None or self.is_initializing():
-            return tree
-        return lax.pmean(tree, self.axis_name, axis_index_groups=self.axis_index_groups)
 
 
 def batch_norm(

@@ -11,7 +11,8 @@ from jax import lax
 from jax.sharding import Mesh, PartitionSpec
 
 from resnet_jax import create_model
-from resnet_jax.models.conv import conv2d, convolve
+from resnet_jax.models.activation import relu
+from resnet_jax.models.conv import canonical_gradients, conv2d, convolve
 from resnet_jax.models.max_pool import max_pool
 from resnet_jax.models.norm import batch_norm, channel_sum
 
@@ -29,6 +30,8 @@ CONVOLUTIONS = {
     "3x3, all pixels seen": ((4, 2, 2, 6), (3, 3, 6, 4), 1, 1, 1),
     "5x5, all pixels seen": ((3, 3, 2, 4), (5, 5, 4, 6), 1, 2, 1),
     "3x3, padded by 2": ((3, 2, 2, 4), (3, 3, 4, 6), 1, 2, 1),
+    "strided pointwise, TensorFlow's padding": ((2, 5, 6, 3), (1, 1, 3, 4), 2, "SAME", 1),
+    "3x3, TensorFlow's padding": ((2, 5, 6, 3), (3, 3, 3, 4), 1, "SAME", 1),
     "7x7, 1 channel": ((2, 13, 13, 1), (7, 7, 1, 4), 2, 3, 1),
     "1 image of 1 pixel": ((1, 1, 1, 3), (1, 1, 3, 5), 1, 0, 1),
 }
@@ -61,7 +64,7 @@ def on_devices(function, arguments, out_specs, sharded):
 def test_a_convolution_is_that_of_jax(name, dtype):
     image, kernel, stride, padding, groups = CONVOLUTIONS[name]
     x, weights = jax.random.normal(KEY, image, dtype), jax.random.normal(jax.random.key(1), kernel, dtype)
-    geometry = ((stride, stride), ((padding, padding),) * 2)
+    geometry = ((stride, stride), padding if isinstance(padding, str) else ((padding, padding),) * 2)
     settings = {"dimension_numbers": ("NHWC", "HWIO", "NHWC"), "feature_group_count": groups}
     plain, ours = (
         jax.jit(lambda x, weights, f=f: value_and_gradients(lambda *xs: f(*xs, *geometry, **settings), x, weights))
@@ -73,14 +76,40 @@ def test_a_convolution_is_that_of_jax(name, dtype):
     assert_same(jax.vmap(ours)(*stacked), jax.vmap(plain)(*stacked), TOLERANCE[dtype])
 
 
-def test_a_convolution_on_four_devices_is_that_of_one():
-    x, weights = jax.random.normal(KEY, (8, 6, 6, 3)), jax.random.normal(jax.random.key(1), (1, 1, 3, 4))
+def test_a_dilated_convolution_is_that_of_jax():
+    x, weights = jax.random.normal(KEY, (2, 9, 9, 3)), jax.random.normal(jax.random.key(1), (3, 3, 3, 4))
+    settings = {"dimension_numbers": ("NHWC", "HWIO", "NHWC"), "rhs_dilation": (2, 2)}
+    plain, ours = (
+        value_and_gradients(lambda *xs, f=f: f(*xs, (1, 1), ((2, 2), (2, 2)), **settings), x, weights)
+        for f in (lax.conv_general_dilated, convolve)
+    )
+    assert_same(ours, plain, 1e-5)
+
+
+@pytest.mark.parametrize("channels", [2, 24])  # the kernel is smaller than the gradient, and larger
+def test_canonical_gradients_of_an_uneven_padding_are_those_of_jax(channels):
+    x, weights = jax.random.normal(KEY, (2, 5, 4, channels)), jax.random.normal(jax.random.key(1), (3, 3, channels, 8))
+    padding = ((0, 1), (2, 0))
+
+    def convolution(x, weights):
+        return lax.conv_general_dilated(x, weights, (1, 1), padding, dimension_numbers=("NHWC", "HWIO", "NHWC"))
+
+    value, pullback = jax.vjp(convolution, x, weights)
+    assert_same(canonical_gradients(x, weights, value, padding), pullback(value), 1e-5)
+
+
+@pytest.mark.parametrize("side, size, stride", [(6, 1, 2), (2, 3, 1), (6, 3, 1)])
+def test_a_net_on_four_devices_is_that_of_one(side, size, stride):
+    x, weights = jax.random.normal(KEY, (8, side, side, 3)), jax.random.normal(jax.random.key(1), (size, size, 3, 4))
     function = functools.partial(
-        convolve, strides=(2, 2), padding=((0, 0), (0, 0)), dimension_numbers=("NHWC", "HWIO", "NHWC")
+        convolve,
+        strides=(stride, stride),
+        padding=((size // 2,) * 2,) * 2,
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
     )
 
     def loss(weights, x):
-        return jnp.sum(function(x, weights) ** 2)
+        return jnp.sum(max_pool(function(x, weights), 2) ** 2)
 
     def gradient_everywhere(weights, x):
         return lax.psum(jax.grad(loss)(weights, x), "data")
@@ -182,6 +211,35 @@ def test_a_batch_norm_is_that_of_flax(shape, dtype, train):
     if train:
         stacked = jax.tree.map(lambda x: jnp.stack([x, 2 * x]), (x, variables))
         assert_same(jax.vmap(ours)(*stacked), jax.vmap(plain)(*stacked), TOLERANCE[dtype])
+
+
+def test_second_derivatives_of_a_batch_norm_are_those_of_flax():
+    x, variables = jax.random.normal(KEY, (6, 3, 3, 2)), random_norm(2)
+
+    def penalty(net):
+        def loss(x):
+            y, _ = net.apply(variables, x, True, mutable=["batch_stats"])
+            return jnp.sum(jnp.sin(y))
+
+        return jax.grad(lambda x: jnp.sum(jax.grad(loss)(x) ** 2))(x)
+
+    plain, ours = map(penalty, norms(jnp.float32))
+    assert_same(ours, plain, 1e-4)
+
+
+def test_parameters_of_a_batch_norm_are_float32_where_numbers_are_float64():
+    with jax.enable_x64(True):
+        _, net = norms(jnp.float32)
+        variables = net.init(KEY, jnp.ones((2, 3, 3, 4), jnp.float32), False)
+    assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype("float32")}
+
+
+def test_relu_is_that_of_jax_but_for_nan():
+    x = jnp.float32([-2, -0.0, 0, 3, jnp.inf, -jnp.inf])
+    for dtype in ("float32", "bfloat16"):
+        found, expected = (value_and_gradients(f, x.astype(dtype)) for f in (relu, jax.nn.relu))
+        assert_same(found, expected, 0)
+    assert jnp.isnan(relu(jnp.float32(jnp.nan)))
 
 
 @pytest.mark.parametrize("groups", [None, ((0, 1), (2, 3))])
