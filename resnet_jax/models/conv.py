@@ -67,6 +67,12 @@ def _by_matrix(x: jax.Array, kernel: jax.Array, padding: Sequence[tuple[int, int
     return (x.reshape(-1, len(matrix)) @ matrix).reshape(-1, height, width, kernel.shape[-1])
 
 
+def varying_as(x: jax.Array, value: jax.Array) -> jax.Array:
+    """`value`, said to vary over the device axes of a `jax.shard_map` that x varies over, as a custom gradient must."""
+    axes = tuple(jax.typeof(x).manual_axis_type.varying - jax.typeof(value).manual_axis_type.varying)
+    return lax.pcast(value, axes, to="varying") if axes else value
+
+
 def _pullback(function: Callable) -> Callable:
     return lambda x, kernel, gradient: jax.vjp(function, x, kernel)[1](gradient)
 
@@ -103,7 +109,7 @@ def convolve(x: jax.Array, kernel: jax.Array, strides: tuple[int, int], padding,
         return lax.platform_dependent(*saved, gradient, cpu=gradients_on_cpu, default=_pullback(convolution))
 
     convolved.defvjp(lambda x, kernel: (convolved(x, kernel), (x, kernel)), gradients)
-    return convolved(x, kernel)
+    return convolved(x, varying_as(x, kernel))
 
 
 def conv2d(

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from resnet_jax.errors import UserError
+from resnet_jax.models.conv import varying_as
 
 
 def _per_channel(x: jax.Array, rank: int) -> jax.Array:
@@ -126,6 +127,7 @@ class BatchNorm(nn.Module):
         average = _itself
         if self.axis_name is not None and not self.is_initializing():
             average = functools.partial(lax.pmean, axis_name=self.axis_name, axis_index_groups=self.axis_index_groups)
+        scale, bias = varying_as(x, scale), varying_as(x, bias)
         x, mean, variance = normalize_by_batch(x, scale, bias, self.epsilon, self.dtype, average)
         if not self.is_initializing():
             running_mean.value = self.momentum * running_mean.value + (1 - self.momentum) * mean

@@ -4,6 +4,7 @@ import functools
 
 import flax.linen as nn
 import jax
+import jax.export
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -160,6 +161,40 @@ def test_a_max_pooling_selects_and_scatters_but_on_cpus():
     step = jax.jit(functools.partial(value_and_gradients, lambda x: max_pool(x, 2))).trace(jnp.ones((2, 4, 4, 3)))
     for platform, scatters in (("cpu", 0), ("tpu", 1), ("cuda", 1)):
         assert step.lower(lowering_platforms=(platform,)).as_text().count("stablehlo.select_and_scatter") == scatters
+
+
+def test_a_net_under_a_shard_map_that_checks_types_is_that_of_one_device():
+    x, net = jax.random.normal(KEY, (8, 5, 5, 3)), create_model("resnet20", stage_sizes=(1, 1), width=4, num_classes=3)
+    variables = net.init(KEY, x, train=False)
+
+    def gradient(train, params, x):
+        def loss(params):
+            logits, _ = net.apply({**variables, "params": params}, x, train=train, mutable=["batch_stats"])
+            return jnp.sum(logits**2)
+
+        return jax.grad(loss)(params)
+
+    mesh = Mesh(np.asarray(jax.devices()[:4]), ("data",))
+    in_specs, out_specs = (PartitionSpec(), PartitionSpec("data")), PartitionSpec()
+    # In training each device has its own batch statistics, and the gradients are summed.
+    of_parts = [gradient(True, variables["params"], part) for part in jnp.split(x, 4)]
+    of_all = {False: gradient(False, variables["params"], x), True: jax.tree.map(lambda *parts: sum(parts), *of_parts)}
+    for train, expected in of_all.items():
+        mapped = jax.shard_map(functools.partial(gradient, train), mesh=mesh, in_specs=in_specs, out_specs=out_specs)
+        assert_same(jax.jit(mapped)(variables["params"], x), expected, 1e-4)
+
+
+@pytest.mark.parametrize("side, size, stride", [(6, 1, 2), (2, 3, 1), (6, 3, 1)])
+def test_a_convolution_and_a_pooling_of_any_number_of_images_can_be_exported(side, size, stride):
+    weights, images = jax.random.normal(KEY, (size, size, 3, 4)), jax.random.normal(KEY, (3, side, side, 3))
+    settings = {"padding": ((size // 2,) * 2,) * 2, "dimension_numbers": ("NHWC", "HWIO", "NHWC")}
+
+    def function(x):
+        return max_pool(convolve(x, weights, (stride, stride), **settings), 2)
+
+    (batch,) = jax.export.symbolic_shape("batch")
+    exported = jax.export.export(jax.jit(function))(jax.ShapeDtypeStruct((batch, *images.shape[1:]), jnp.float32))
+    assert_same(exported.call(images), function(images), 1e-6)
 
 
 @pytest.mark.parametrize("shape", [(5, 3), (4, 6, 6, 8), (3, 7, 5, 1), (1, 1, 1, 2), (128, 2, 2, 3)])
