@@ -1,4 +1,7 @@
-"""Epochs of small images in plain Flax, fed by the host: NumPy shuffles and augments, the device trains."""
+"""Epochs of small images in plain Flax, fed by the host: NumPy shuffles and augments, the device trains.
+
+It runs in this process, so that on CPUs it has the XLA flags that our package sets.
+"""
 
 from collections.abc import Callable
 

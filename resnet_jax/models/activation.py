@@ -9,6 +9,6 @@ def relu(x: jax.Array) -> jax.Array:
 
     It is a choice and no maximum for the sake of XLA's CPU backend, which repeats operations of one large operand in
     all that reads them: of a maximum, the gradient of each kernel would compute the sums of all blocks before again, in
-    transposed order (ResNet-20: 358 of 756 ms of a step, against 93 of 494).
+    transposed order (358 of the 756 ms of ResNet-20's step, as a choice 93 of 494).
     """
     return jnp.where(x <= 0, jnp.zeros_like(x), x)

@@ -61,6 +61,8 @@ class ResNet(nn.Module):
       zero_init_last_scale: start each branch at zero, so that blocks begin as the identity: by the scale of its last
         norm (Goyal et al. 2017, section 5.1), in pre-activation blocks by its last kernel.
       dtype: precision of the computation. Parameters and batch statistics are float32 always.
+      scan_blocks: run the equal blocks of a stage as one in a loop; see `models/scan.py`.
+      remat: keep what convolutions give for the backward pass, and compute the rest of the blocks again.
     """
 
     num_classes: int
@@ -97,7 +99,7 @@ class ResNet(nn.Module):
         """For each stage, names of the layers that run its blocks, and of the blocks in each.
 
         Without `scan_blocks` every block is a layer. With it the longest run of equal blocks is one, `stage1_blocks`:
-        the first block of a stage changes the channels, and one that strides has another output.
+        the first block of a stage is left out, as it may change the channels, and one that strides has another output.
         """
         layers = []
         for stage, names in enumerate(self.stages, start=1):
