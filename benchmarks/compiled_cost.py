@@ -5,9 +5,9 @@
     python -m benchmarks.compiled_cost --platform cpu        # for this machine
     python -m benchmarks.compiled_cost --model resnet18 --size 64 --batch 8 --dtype float32
 
-Ours and a plain Flax net, on four chips. Nothing is run. All figures are those of one chip: for an image the bytes that
-XLA counts, those among them that go to or from main memory, and FLOP; bytes of temporaries for its batch; the number of
-all-reduces. The step of ResNet-50 takes minutes to compile for a TPU.
+Ours and a plain Flax net, on four chips, or on the CPU as one device. Nothing is run. All figures are those of one
+chip: for an image the bytes that XLA counts, those that `hlo_traffic` counts to and from main memory, and FLOP; bytes
+of temporaries for its batch; the number of all-reduces. The step of ResNet-50 takes minutes to compile for a TPU.
 """
 
 import functools
@@ -49,7 +49,7 @@ def our_step(name: str, size: int, dtype: str, parallel: DataParallel) -> tuple[
 
 def flax_step(name: str, size: int, dtype: str, parallel: DataParallel) -> tuple[Callable, object]:
     """The same of the plain Flax net."""
-    model = flax_baseline.NETS[name](num_classes=_CLASSES, dtype=jnp.dtype(dtype))
+    model = flax_baseline.create_net(name, _CLASSES, dtype=jnp.dtype(dtype))
 
     def step(state, inputs):
         batch = inputs.sharded

@@ -24,10 +24,16 @@ _PACKAGES = ("jax", "jaxlib", "flax", "torch", "torchvision", "tensorflow")
 
 
 class _SaveLines(argparse.Action):
-    """Lines that are printed go to this file, too."""
+    """Lines that are printed go to this file, too. It is opened at once, so that no measurement is lost."""
 
     def __call__(self, parser, namespace, values, option_string=None):
-        _FILES.append(pathlib.Path(values).absolute())
+        path = pathlib.Path(values).absolute()
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.open("a").close()
+        except OSError as error:
+            parser.error(f"--save: {path} cannot be written: {error.strerror}; try another file")
+        _FILES.append(path)
 
 
 _FILES: list[pathlib.Path] = []  # given as --save: `print_line` has many callers, and none should hand a path on
@@ -41,9 +47,16 @@ def command_parser(description: str, rounds: int = 5) -> argparse.ArgumentParser
       rounds: default of `--rounds`.
     """
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=_positive, default=rounds, help="timed calls of each candidate")
+    parser.add_argument("--rounds", type=positive, default=rounds, help="timed calls of each candidate")
     parser.add_argument("--save", action=_SaveLines, metavar="FILE", help="append the JSON lines to this file, too")
     return parser
+
+
+def positive(text: str) -> int:
+    """A whole number above 0, for options."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"expected a whole number above 0, found {text}")
+    return int(text)
 
 
 @contextlib.contextmanager
@@ -113,7 +126,6 @@ def print_line(measured: dict) -> dict:
     line = {"benchmark": benchmark_name(), **measured, **surroundings(), **measured}
     print(json.dumps(line), flush=True)
     for path in _FILES:
-        path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("a") as file:
             file.write(json.dumps(line) + "\n")
     return line
@@ -144,13 +156,6 @@ def device_name() -> str:
     name = re.search(r"model name\s*:\s*(.+)", cpuinfo.read_text()) if cpuinfo.exists() else None
     vectors = [title for flag, title in (("avx512f", "AVX-512"), ("avx2", "AVX2")) if flag in cpu_features()]
     return f"{num_cpus()} CPU cores ({', '.join([name[1] if name else 'unknown', *vectors[:1]])})"
-
-
-def _positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise ValueError
-    return number
 
 
 def _seconds(function: Callable[[], float | None]) -> float:

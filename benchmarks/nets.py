@@ -3,7 +3,7 @@
 import itertools
 from collections.abc import Callable, Sequence
 
-from benchmarks.harness import benchmark, command_parser, compare
+from benchmarks.harness import benchmark, command_parser, compare, positive
 from resnet_jax.models import create_model
 
 
@@ -22,12 +22,12 @@ def compare_nets(
     """
     parser = command_parser(description)
     parser.add_argument("--model", nargs="+", default=["resnet50"])
-    parser.add_argument("--size", nargs="+", type=int, default=[224])
-    parser.add_argument("--batch", nargs="+", type=int, default=[32])
+    parser.add_argument("--size", nargs="+", type=positive, default=[224])
+    parser.add_argument("--batch", nargs="+", type=positive, default=[32])
     parser.add_argument("--dtype", nargs="+", choices=("float32", "bfloat16"), default=["float32"])
     parser.add_argument("--against", nargs="+", choices=peers, default=[])
-    parser.add_argument("--classes", type=int, default=1000)
-    parser.add_argument("--steps", type=int, default=10)
+    parser.add_argument("--classes", type=positive, default=1000)
+    parser.add_argument("--steps", type=positive, default=10)
     args = parser.parse_args()
     with benchmark():
         for case in itertools.product(args.model, args.size, args.batch, args.dtype):

@@ -38,8 +38,9 @@ def plot_benchmark(cases: Mapping[str, Sequence[dict]], target: pathlib.Path, ti
             value = line[quantity]
             median, low, high = value if isinstance(value, list) else (value,) * 3
             axes.barh(place, median, xerr=[[median - low], [high - median]], color=f"C{place}", height=0.7, capsize=3)
-            axes.annotate(f"{median:,.4g}", (0, place), xytext=(4, 0), textcoords="offset points", va="center")
+            axes.annotate(f"{median:,.4g}", (high, place), xytext=(6, 0), textcoords="offset points", va="center")
         axes.set_yticks(range(len(drawn)), [line["candidate"] for line in drawn])
         axes.invert_yaxis()
+        axes.margins(x=0.12)  # for the numbers
         axes.grid(axis="y", visible=False)
     save(figure, target)

@@ -13,7 +13,7 @@ import json
 import pathlib
 from collections.abc import Iterable, Sequence
 
-from resnet_jax.commands import command_line
+from resnet_jax.commands import command_line, writing_file
 from resnet_jax.errors import UserError
 
 _ROOT = pathlib.Path(__file__).parent.parent
@@ -34,13 +34,16 @@ def read_lines(files: Iterable[pathlib.Path]) -> list[dict]:
         try:
             texts = file.read_text().splitlines()
         except (OSError, UnicodeDecodeError) as error:
-            raise UserError(f"report: {file} cannot be read: {error}; give files that --save wrote") from None
+            reason = error.strerror if isinstance(error, OSError) else error
+            raise UserError(f"report: {file} cannot be read: {reason}; give files that --save wrote") from None
         for number, text in enumerate(texts, start=1):
             try:
                 line = json.loads(text)
             except json.JSONDecodeError:
                 line = None
             missing = [key for key in _NEEDED if key not in line] if isinstance(line, dict) else ["JSON"]
+            if not missing and not isinstance(line["case"], dict):
+                missing = ["a case with names and values"]
             if missing:
                 raise UserError(
                     f"report: expected a measurement in line {number} of {file}, found none ({', '.join(missing)} is "
@@ -131,7 +134,8 @@ def main() -> None:
         from benchmarks.plots import plot_benchmark
 
         groups = grouped(read_lines(args.files or sorted((_ROOT / "benchmarks" / "results").glob("*.jsonl"))))
-        args.out.mkdir(parents=True, exist_ok=True)
+        with writing_file(args.out, "--out"):
+            args.out.mkdir(parents=True, exist_ok=True)
         for benchmark in dict.fromkeys(benchmark for benchmark, *_ in groups):
             own = {f"{case}\n{device}": lines for (name, case, device), lines in groups.items() if name == benchmark}
             plot_benchmark(own, args.out / picture_name(benchmark), benchmark)

@@ -11,6 +11,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from resnet_jax.commands import command_line
+from resnet_jax.errors import UserError
+
 
 class Block(nn.Module):
     """A branch, and the input or its projection."""
@@ -84,6 +87,17 @@ NETS = {
 }
 
 
+def create_net(name: str, num_classes: int, **attributes) -> ResNet:
+    """One of `NETS`.
+
+    Raises:
+      UserError: there is none of that name.
+    """
+    if name not in NETS:
+        raise UserError(f"flax: expected one of {', '.join(NETS)}, found {name}")
+    return NETS[name](num_classes=num_classes, **attributes)
+
+
 @flax.struct.dataclass
 class State:
     """What a step changes."""
@@ -132,7 +146,7 @@ def compile_train_step(
     name: str, size: int, batch: int, dtype: str, num_classes: int, **attributes
 ) -> tuple[Callable, State]:
     """(compiled step, its state): for one device, of a net with other attributes."""
-    model = NETS[name](num_classes=num_classes, dtype=jnp.dtype(dtype), **attributes)
+    model = create_net(name, num_classes, dtype=jnp.dtype(dtype), **attributes)
     state = jax.jit(functools.partial(create_state, model, size))()
     images = jax.ShapeDtypeStruct((batch, size, size, 3), jnp.dtype(dtype))
     labels = jax.ShapeDtypeStruct((batch,), jnp.int32)
@@ -158,10 +172,11 @@ def training(name: str, size: int, batch: int, dtype: str, *, num_classes: int, 
 def main() -> None:
     """Train once for each line of the input, and answer each with a line: for `flax_process`."""
     case, settings = json.loads(sys.argv[1])
-    train = training(*case, **settings)
-    for _ in sys.stdin:
-        train()
-        print("trained", flush=True)
+    with command_line():
+        train = training(*case, **settings)
+        for _ in sys.stdin:
+            train()
+            print("trained", flush=True)
 
 
 if __name__ == "__main__":

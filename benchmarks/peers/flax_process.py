@@ -1,11 +1,13 @@
 """The plain Flax net in a process of its own, with XLA's flags as its user would have them and not as ours are."""
 
+import contextlib
 import json
 import os
 import subprocess
 import sys
 from collections.abc import Callable
 
+from resnet_jax.errors import UserError
 from resnet_jax.xla_flags import CHOSEN
 
 
@@ -20,8 +22,9 @@ def training(*case, **settings) -> Callable[[], None]:
     )
 
     def train() -> None:
-        print("train", file=process.stdin, flush=True)
+        with contextlib.suppress(BrokenPipeError):  # it has ended
+            print("train", file=process.stdin, flush=True)
         if process.stdout.readline() != "trained\n":
-            raise RuntimeError(f"the plain Flax net ended with status {process.wait()}; its error is above")
+            raise UserError(f"flax: the plain Flax net ended with status {process.wait()}; its error is above")
 
     return train

@@ -8,6 +8,7 @@ from collections.abc import Callable
 import torch
 import torch.fx.experimental.optimization
 
+from resnet_jax.errors import UserError
 from resnet_jax.weights.references import import_torchvision
 
 torchvision = import_torchvision()
@@ -41,7 +42,10 @@ def cifar_resnet(depth: int, num_classes: int = 10) -> torch.nn.Module:
 def create_net(name: str, num_classes: int, small_images: bool = False) -> torch.nn.Module:
     """The net on the device at hand, channels_last; for small images torchvision's begin with a 3x3 convolution."""
     if not hasattr(torchvision.models, name):
-        net = cifar_resnet(int(name.removeprefix("resnet")), num_classes)
+        depth = name.removeprefix("resnet")
+        if not depth.isdecimal() or int(depth) % 6 != 2:
+            raise UserError(f"torch: expected a net of torchvision or resnet20, 32, 44, ..., found {name}")
+        net = cifar_resnet(int(depth), num_classes)
     else:
         net = getattr(torchvision.models, name)(num_classes=num_classes)
         if small_images:

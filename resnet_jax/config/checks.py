@@ -306,9 +306,10 @@ def check_devices(config: ml_collections.ConfigDict, available: int, processes: 
 def check_warmup(config: ml_collections.ConfigDict, warmup_steps: int, num_steps: int) -> None:
     """Check the warmup against the length of the run."""
     if warmup_steps >= num_steps:
+        key = "warmup_steps" if config.optim.warmup_steps else "warmup_epochs"
         raise UserError(
             f"optim.warmup_epochs, optim.warmup_steps: expected a warmup shorter than the run of {num_steps} steps, "
-            f"found {warmup_steps} steps; try a longer run (train.epochs) or --config.optim.warmup_epochs=0"
+            f"found {warmup_steps} steps; try a longer run (train.epochs, train.steps) or --config.optim.{key}=0"
         )
     if warmup_steps and config.optim.schedule == "triangular":
         raise UserError(

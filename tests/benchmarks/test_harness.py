@@ -50,7 +50,14 @@ def test_lines_are_appended_to_the_file_of_save(tmp_path, monkeypatch):
 def test_rounds_that_are_no_count_are_refused(rounds, capsys):
     with pytest.raises(SystemExit):
         command_parser("").parse_args(["--rounds", rounds])
-    assert "--rounds" in capsys.readouterr().err
+    assert f"--rounds: expected a whole number above 0, found {rounds}" in capsys.readouterr().err
+
+
+def test_a_file_that_cannot_be_written_is_refused_before_anything_is_measured(tmp_path, capsys):
+    (tmp_path / "file").touch()
+    with pytest.raises(SystemExit):
+        command_parser("").parse_args(["--save", str(tmp_path / "file" / "cpu.jsonl")])
+    assert "cpu.jsonl cannot be written" in capsys.readouterr().err
 
 
 def test_a_package_that_is_missing_is_named(capsys, monkeypatch):

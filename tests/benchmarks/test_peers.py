@@ -7,6 +7,7 @@ import pytest
 
 from benchmarks import ours
 from benchmarks.peers import flax_baseline, flax_epochs, flax_process
+from resnet_jax.errors import UserError
 from resnet_jax.models import create_model
 
 
@@ -23,6 +24,17 @@ def test_the_plain_flax_resnet50_has_the_weights_of_ours():
     model = flax_baseline.NETS["resnet50"](num_classes=1000)
     theirs = count(jax.eval_shape(functools.partial(flax_baseline.create_state, model, 224)).params)
     assert theirs == our_count("resnet50", 224, 1000) == 25_557_032
+
+
+def test_nets_that_a_peer_lacks_are_refused():
+    with pytest.raises(UserError, match="flax: expected one of resnet20, .*, found plain20"):
+        flax_baseline.create_net("plain20", 10)
+    pytest.importorskip("torch")
+    from benchmarks.peers import torch_nets
+
+    for name in ("plain20", "resnet21"):
+        with pytest.raises(UserError, match=f"torch: expected .*, found {name}"):
+            torch_nets.create_net(name, 10)
 
 
 def test_the_torch_resnet20_has_the_weights_of_ours_and_folds():
@@ -85,6 +97,6 @@ def test_the_plain_flax_net_trains_in_a_process_of_its_own_and_its_end_is_notice
     train()
     train()
     fails = flax_process.training("resnet0", 8, 2, "float32", num_classes=10, steps=1)
-    with pytest.raises(RuntimeError, match="the plain Flax net ended with status 1; its error is above"):
+    with pytest.raises(UserError, match="the plain Flax net ended with status 2; its error is above"):
         fails()
-    assert "KeyError: 'resnet0'" in capfd.readouterr().err
+    assert "error: flax: expected one of" in capfd.readouterr().err

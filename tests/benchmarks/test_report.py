@@ -46,7 +46,7 @@ def test_lines_of_several_files_are_read(tmp_path):
     assert read_lines([tmp_path / "a", tmp_path / "b"]) == [OURS, OTHER]
 
 
-@pytest.mark.parametrize("text", ["{", "[1]", '{"benchmark": "step"}'])
+@pytest.mark.parametrize("text", ["{", "[1]", '{"benchmark": "step"}', json.dumps({**OURS, "case": "tiny"})])
 def test_a_line_that_is_no_measurement_is_refused(tmp_path, text):
     (tmp_path / "a").write_text(json.dumps(OURS) + "\n" + text)
     with pytest.raises(UserError, match="line 2 of .*missing"):
