@@ -92,14 +92,14 @@ def convolve(x: jax.Array, kernel: jax.Array, strides: tuple[int, int], padding,
         padding = lax.padtype_to_pads(x.shape[1:3], kernel.shape[:2], strides, padding)
     if kernel.shape[:2] == (1, 1) and not any(map(any, padding)):
         on_cpu = functools.partial(_by_dot, strides=strides)
-        gradients_on_cpu = _pullback(on_cpu)
-    elif tuple(strides) == (1, 1) and _is_seen_whole(x.shape[1:3], kernel, padding):
-        on_cpu = functools.partial(_by_matrix, padding=padding)
-        gradients_on_cpu = _pullback(on_cpu)
-    elif tuple(strides) == (1, 1):
-        on_cpu, gradients_on_cpu = convolution, functools.partial(canonical_gradients, padding=padding)
-    else:
+    elif tuple(strides) != (1, 1):
         return convolution(x, kernel)
+    elif _is_seen_whole(x.shape[1:3], kernel, padding):
+        on_cpu = functools.partial(_by_matrix, padding=padding)
+    else:
+        on_cpu = convolution
+    by_canonical = functools.partial(canonical_gradients, padding=padding)
+    gradients_on_cpu = by_canonical if on_cpu is convolution else _pullback(on_cpu)
 
     @jax.custom_vjp
     def convolved(x, kernel):

@@ -36,7 +36,7 @@ def _gradient_by_places(
         return total
 
     rows = [jnp.stack([at_parity(row, column) for column in (0, 1)], axis=3) for row in (0, 1)]
-    padded_gradient = jnp.stack(rows, axis=2).reshape(len(x), 2 * halves[0], 2 * halves[1], -1)
+    padded_gradient = jnp.stack(rows, axis=2).reshape(-1, 2 * halves[0], 2 * halves[1], x.shape[-1])
     (top, _), (left, _) = padding
     return (padded_gradient[:, top : top + x.shape[1], left : left + x.shape[2]],)
 
