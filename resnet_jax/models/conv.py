@@ -32,11 +32,13 @@ def canonical_gradients(
       padding: (low, high) of height and width.
     """
     reach = [(size - 1 - low, size - 1 - high) for size, (low, high) in zip(kernel.shape[:2], padding, strict=True)]
-    if kernel.size < gradient.size:
-        by_input = _convolution(gradient, kernel[::-1, ::-1].transpose(0, 1, 3, 2), reach)
-    else:  # XLA transposes a reversed array three times as slowly, so the smaller one is reversed
+    # XLA transposes a reversed array three times as slowly, so the smaller one is reversed: the kernel, if the number
+    # of examples is a symbol, as in exports.
+    if isinstance(gradient.size, int) and gradient.size <= kernel.size:
         reach = [(high, low) for low, high in reach]
         by_input = _convolution(gradient[:, ::-1, ::-1], kernel.transpose(0, 1, 3, 2), reach)[:, ::-1, ::-1]
+    else:
+        by_input = _convolution(gradient, kernel[::-1, ::-1].transpose(0, 1, 3, 2), reach)
     # Examples take the place of channels, and those of examples: a kernel as large as the image.
     by_kernel = _convolution(x.transpose(3, 1, 2, 0), gradient.transpose(1, 2, 0, 3), padding)
     return by_input, by_kernel.transpose(1, 2, 0, 3)

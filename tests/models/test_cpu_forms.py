@@ -184,7 +184,7 @@ def test_a_net_under_a_shard_map_that_checks_types_is_that_of_one_device():
         assert_same(jax.jit(mapped)(variables["params"], x), expected, 1e-4)
 
 
-@pytest.mark.parametrize("side, size, stride", [(6, 1, 2), (2, 3, 1), (6, 3, 1)])
+@pytest.mark.parametrize("side, size, stride", [(6, 1, 2), (2, 3, 1), (6, 3, 1), (3, 3, 1)])
 def test_a_convolution_and_a_pooling_of_any_number_of_images_can_be_exported(side, size, stride):
     weights, images = jax.random.normal(KEY, (size, size, 3, 4)), jax.random.normal(KEY, (3, side, side, 3))
     settings = {"padding": ((size // 2,) * 2,) * 2, "dimension_numbers": ("NHWC", "HWIO", "NHWC")}
@@ -193,8 +193,10 @@ def test_a_convolution_and_a_pooling_of_any_number_of_images_can_be_exported(sid
         return max_pool(convolve(x, weights, (stride, stride), **settings), 2)
 
     (batch,) = jax.export.symbolic_shape("batch")
-    exported = jax.export.export(jax.jit(function))(jax.ShapeDtypeStruct((batch, *images.shape[1:]), jnp.float32))
-    assert_same(exported.call(images), function(images), 1e-6)
+    any_images = jax.ShapeDtypeStruct((batch, *images.shape[1:]), jnp.float32)
+    for exportable in (function, jax.grad(lambda x: jnp.sum(jnp.sin(function(x))))):
+        exported = jax.export.export(jax.jit(exportable))(any_images)
+        assert_same(exported.call(images), exportable(images), 1e-6)
 
 
 @pytest.mark.parametrize("shape", [(5, 3), (4, 6, 6, 8), (3, 7, 5, 1), (1, 1, 1, 2), (128, 2, 2, 3)])
