@@ -20,7 +20,7 @@ from tests import tiny  # noqa: F401  (registers the tiny net)
 
 GOLDEN = pathlib.Path(__file__).parent / "golden" / "v0"
 EXPECTED = json.loads((GOLDEN / "expected.json").read_text())
-V1 = GOLDEN.parent / "v1"
+V1, V2 = GOLDEN.parent / "v1", GOLDEN.parent / "v2"
 SCORES = [(name, key) for name, found in EXPECTED.items() for key in found]
 
 
@@ -135,16 +135,19 @@ def test_a_stored_study_takes_defaults_and_todays_values(runs, tmp_path):
     assert study.cells[0]["overrides"] == {"data.workers": "threads", "train.grad_accum_steps": 2}
 
 
-def test_a_run_of_format_1_scores_as_it_did():
-    for key, expected in json.loads((V1 / "expected.json").read_text())["digits_ema"].items():
+@pytest.mark.parametrize("golden", [V1, V2], ids=["1", "2"])
+def test_a_run_of_this_format_scores_as_it_did(golden):
+    for key, expected in json.loads((golden / "expected.json").read_text())["digits_ema"].items():
         split, step, *how = key.split()
-        assert evaluate.predict(V1 / "digits_ema", split, step, ema="ema" in how).scores() == pytest.approx(expected)
+        found = evaluate.predict(golden / "digits_ema", split, step, ema="ema" in how).scores()
+        assert found == pytest.approx(expected)
 
 
-def test_a_run_of_format_1_ends_as_the_uninterrupted_one_did(tmp_path):
-    workdir = shutil.copytree(V1 / "digits_ema_stopped", tmp_path / "run")
+@pytest.mark.parametrize("golden", [V1, V2], ids=["1", "2"])
+def test_a_run_of_this_format_ends_as_the_uninterrupted_one_did(golden, tmp_path):
+    workdir = shutil.copytree(golden / "digits_ema_stopped", tmp_path / "run")
     result = train(read_config(workdir), workdir, Console(quiet=True))
-    expected = json.loads((V1 / "digits_ema" / "result.json").read_text())
+    expected = json.loads((golden / "digits_ema" / "result.json").read_text())
     for split in ("train", "validation", "test"):
         assert result["last"][split] == pytest.approx(expected["last"][split], rel=1e-5)
 
