@@ -112,17 +112,30 @@ def write_text(path: pathlib.Path, text: str) -> None:
     write_bytes(path, text.encode("utf-8"))
 
 
-def write_bytes(path: pathlib.Path, content: bytes) -> None:
-    """Write atomically, even where several processes write at once."""
+def write_bytes(path: pathlib.Path, content: bytes, durable: bool = False) -> None:
+    """Write atomically, even where several processes write at once; durably, for a loss of power just after."""
     temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex}.tmp")
     with naming(path):
         try:
             temporary.write_bytes(content)
+            if durable:
+                fsync(temporary)
             os.replace(temporary, path)
+            if durable:
+                fsync(path.parent)
         except OSError:
             with contextlib.suppress(OSError):
                 temporary.unlink(missing_ok=True)
             raise
+
+
+def fsync(path: pathlib.Path) -> None:
+    """Wait until a file, or the names in a folder, are on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 @contextlib.contextmanager

@@ -1,5 +1,7 @@
 """Helpers for tests of whole runs."""
 
+import hashlib
+import json
 import os
 import pathlib
 import signal
@@ -37,6 +39,16 @@ def last_state(workdir):
 def assert_the_same_end(workdir, reference):
     assert logged(workdir) == logged(reference)
     jax.tree.map(np.testing.assert_array_equal, last_state(workdir), last_state(reference))
+
+
+def rewrite_manifest(step_folder, **changes):
+    """Change values of the manifest of a step, and its digest with them."""
+    file = step_folder / "manifest.json"
+    values = {**json.loads(file.read_text()), **changes}
+    del values["digest"]
+    text = json.dumps(values, sort_keys=True, separators=(",", ":"))
+    digest = hashlib.sha256(text.encode()).hexdigest()
+    file.write_text(json.dumps({**values, "digest": digest}, sort_keys=True, separators=(",", ":")))
 
 
 def at_step(monkeypatch, step, act):

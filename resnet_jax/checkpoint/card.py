@@ -8,7 +8,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from resnet_jax.checkpoint.files import check_format
+from resnet_jax.checkpoint.errors import check_format
 from resnet_jax.data.preprocessing import Preprocessing, is_side
 from resnet_jax.errors import UserError
 from resnet_jax.models import create_model, floating_dtype

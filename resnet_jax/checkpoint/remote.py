@@ -6,7 +6,8 @@ import tempfile
 from collections.abc import Iterator
 
 from resnet_jax.checkpoint.card import FILE, read_card
-from resnet_jax.checkpoint.files import META
+from resnet_jax.checkpoint.earlier import META
+from resnet_jax.checkpoint.manifest import FILE as MANIFEST
 from resnet_jax.checkpoint.store import DIRECTORY, SavedSteps
 from resnet_jax.errors import UserError
 from resnet_jax.workdir import absolute
@@ -57,7 +58,7 @@ def _copy(url: str, folder: pathlib.Path, step: str | int) -> pathlib.Path:
     if files.isfile(root):
         get("", folder / pathlib.PurePosixPath(root).name)
         return folder / pathlib.PurePosixPath(root).name
-    if files.isdir(f"{root}/{META}"):
+    if files.isfile(f"{root}/{MANIFEST}") or files.isdir(f"{root}/{META}"):
         get_step("", folder / DIRECTORY / pathlib.PurePosixPath(root).name)
         return folder / DIRECTORY / pathlib.PurePosixPath(root).name
     for name in (FILE, "config.json"):
@@ -68,7 +69,9 @@ def _copy(url: str, folder: pathlib.Path, step: str | int) -> pathlib.Path:
     for entry in files.ls(f"{root}/{DIRECTORY}", detail=False):
         number = pathlib.PurePosixPath(entry).name
         if number.isdecimal():
-            get(f"{DIRECTORY}/{number}/{META}", folder / DIRECTORY / number / META)
+            here = f"{DIRECTORY}/{number}"
+            name = MANIFEST if files.isfile(f"{root}/{here}/{MANIFEST}") else META
+            get(f"{here}/{name}", folder / here / name)
     card = read_card(folder)
     steps = SavedSteps(folder, card.best_metric if card else "accuracy")
     chosen = f"{DIRECTORY}/{steps.resolve(step)}"

@@ -1,33 +1,27 @@
 """The checkpoints of a run: which are whole, which is the best, and which are kept.
 
-Orbax lists any directory with a number for a name as a step: here a step counts only if the JSON that is saved with it
-is whole, and says that number.
+A step is written under another name, which it loses when its manifest, which is written last, is on the disk. A folder
+with a number for a name counts as a step only if its manifest is whole, and says that number.
 """
 
 import contextlib
 import pathlib
 import shutil
-import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 
-import jax
-import orbax.checkpoint as ocp
-from jax.experimental import multihost_utils
+import numpy as np
 
-from resnet_jax.checkpoint.files import (
-    META,
-    CorruptCheckpoint,
-    describe,
-    orbax_logs_silenced,
-    read_meta,
-    read_step,
-)
+from resnet_jax.checkpoint.arrays import check_finite, describe, read_trees, to_host, write_arrays
+from resnet_jax.checkpoint.errors import CorruptCheckpoint
+from resnet_jax.checkpoint.manifest import Manifest, read_manifest, write_manifest
 from resnet_jax.errors import UserError
-from resnet_jax.workdir import StorageError, check_room, describe_failure, is_of_storage, make_workdir, path_for_orbax
+from resnet_jax.workdir import StorageError, check_room, describe_failure, fsync, is_of_storage, make_workdir
 
 DIRECTORY = "checkpoints"
 _CORRUPT = "checkpoints_corrupt"
+_UNFINISHED = (".saving-*", ".deleting-*", "*.orbax-checkpoint-tmp*")  # left by a run that was killed
 
 
 class SavedSteps:
@@ -57,10 +51,10 @@ class SavedSteps:
 
     def _look_at(self, step: int) -> None:
         try:
-            meta = read_meta(self.path(step))
-            if meta.step not in (step, None):
-                raise CorruptCheckpoint(f"checkpoint {self.path(step)} holds step {meta.step}, so it is a copy")
-            self._metrics[step] = meta.metrics
+            manifest = read_manifest(self.path(step))
+            if manifest.step not in (step, None):
+                raise CorruptCheckpoint(f"checkpoint {self.path(step)} holds step {manifest.step}, so it is a copy")
+            self._metrics[step] = manifest.metrics
         except CorruptCheckpoint as error:
             self.corrupt[step] = error
 
@@ -106,11 +100,10 @@ class SavedSteps:
 
 
 class Checkpoints(SavedSteps):
-    """The checkpoints of a run at work. A context manager.
+    """The checkpoints of a run at work, for the one process that writes them. A context manager.
 
     Args:
       workdir: run directory.
-      items: names of the trees that are saved with each step.
       keep: number of the last steps to keep; the best is kept, too.
       best_metric: see `SavedSteps`.
 
@@ -121,40 +114,28 @@ class Checkpoints(SavedSteps):
       UserError: there are checkpoints, but none is whole; nothing was moved. Or one may not be read.
     """
 
-    def __init__(
-        self, workdir: str | pathlib.Path, items: tuple[str, ...], keep: int = 1, best_metric: str = "accuracy"
-    ):
+    def __init__(self, workdir: str | pathlib.Path, keep: int = 1, best_metric: str = "accuracy"):
         super().__init__(workdir, best_metric)
-        self._items, self._keep = items, keep
+        self._keep = keep
         self.messages: list[str] = []
-        self._manager = None
-        make_workdir(self.workdir / DIRECTORY)
+        self._directory = self.workdir / DIRECTORY
+        make_workdir(self._directory)
         self._set_aside()
-        self._stack = contextlib.ExitStack()
-        self._stack.enter_context(_quiet_threads())
-        self._folder = self._stack.enter_context(path_for_orbax(self.workdir / DIRECTORY))
-        self._manager = self._open_manager()
+        with self._storage_errors():
+            for path in (path for pattern in _UNFINISHED for path in self._directory.glob(pattern)):
+                shutil.rmtree(path)
+        self._saving: tuple[int, Future] | None = None
+        self._writer = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
 
     def __enter__(self) -> "Checkpoints":
         return self
 
     def __exit__(self, error_type, *_) -> None:
-        with self._stack, contextlib.suppress(*([StorageError] if error_type else [])), self._storage_errors():
-            self._manager.close()  # waits for the save under way
-
-    def _open_manager(self) -> ocp.CheckpointManager:
-        # Lightweight: it does not read metrics, which may be garbled; ours are in the JSON of a step.
-        options = ocp.CheckpointManagerOptions(preservation_policy=self, lightweight_initialize=True)
-        return ocp.CheckpointManager(self._folder, options=options, item_names=(*self._items, META))
-
-    def should_preserve(self, checkpoints, *, context) -> list[bool]:
-        """The policy that Orbax asks which steps to keep."""
-        steps = sorted(info.step for info in checkpoints)
-        kept = {*steps[-self._keep :], self._best(steps)}
-        return [info.step in kept for info in checkpoints]
+        with self._writer, contextlib.suppress(*([UserError] if error_type else [])):
+            self.wait()
 
     def save(self, step: int, items: dict, *, metrics: dict | None, notes: dict, card: dict | None = None) -> None:
-        """Save in the background.
+        """Save in the background; the caller waits for a copy of the arrays to the host.
 
         Args:
           step: must be above every saved step.
@@ -164,73 +145,100 @@ class Checkpoints(SavedSteps):
           card: the model card, plain JSON.
 
         Raises:
-          DivergedError: a number is not finite; nothing is saved.
-          StorageError: there is no room; or the save before this one failed.
+          DivergedError, StorageError: the save before this one failed.
         """
-        arrays, meta = describe(step, items, metrics, notes, card)
-        arguments = {name: ocp.args.StandardSave(tree) for name, tree in arrays.items()}
-        with self._storage_errors():
-            check_room(self.workdir, sum(x.nbytes for tree in arrays.values() for x in tree.values()))
-            self._metrics[step] = metrics
-            saved = self._manager.save(step, args=ocp.args.Composite(**{META: ocp.args.JsonSave(meta)}, **arguments))
-        if not saved:
-            raise RuntimeError(f"step {step} was not saved: the latest is {self._manager.latest_step()}")
-        self._metrics = {step: self._metrics[step] for step in self._manager.all_steps()}
+        self.wait()
+        if self._metrics and step <= max(self._metrics):
+            raise RuntimeError(f"step {step} was not saved: the latest is {max(self._metrics)}")
+        arrays = to_host(items)
+        manifest = Manifest(step, metrics, notes, card, {name: describe(tree) for name, tree in arrays.items()})
+        self._saving = step, self._writer.submit(self._write, arrays, manifest)
 
-    def restore_latest(self, names: tuple[str, ...]) -> tuple[int, dict, dict] | None:
-        """(step, arrays by item and name, notes) of the newest whole checkpoint, or None before the first is saved.
+    def is_saved(self, step: int) -> bool:
+        """True for a step that is on the disk, or being written."""
+        return step in self._metrics or (self._saving is not None and self._saving[0] == step)
+
+    def check_saving(self) -> None:
+        """Raise the error of a save that has failed by now.
+
+        Raises:
+          DivergedError: a number is not finite; nothing was saved.
+          StorageError: the disk is full, or cannot be written.
+        """
+        if self._saving is not None and self._saving[1].done():
+            self.wait()
+
+    def wait(self) -> None:
+        """Return when the save under way is on the disk; it raises the same as `check_saving`."""
+        if self._saving is not None:
+            (step, saving), self._saving = self._saving, None
+            with self._storage_errors():
+                self._metrics[step] = saving.result()
+                self._metrics = {step: self._metrics[step] for step in self._remove_old()}
+
+    def restore_latest(self, like: Mapping[str, object]) -> tuple[int, dict, dict] | None:
+        """(step, trees by item, notes) of the newest whole checkpoint, or None before the first is saved.
 
         Newer ones, which are corrupt, are moved to `checkpoints_corrupt/`, so that their steps can be saved again.
 
+        Args:
+          like: trees of the expected shapes and dtypes, by item.
+
         Raises:
-          UserError: there are checkpoints, but none is whole; nothing was moved.
+          UserError: there are checkpoints, but none is whole, or the newest does not fit; nothing was moved.
         """
         for step in reversed(self.steps()):
             try:
-                items, meta = read_step(self.path(step), names)
+                trees, manifest = read_trees(self.path(step), like)
             except CorruptCheckpoint as error:
                 self._mark_corrupt(step, error)
             else:
                 self._set_aside()
-                return step, items, meta.notes
+                return step, trees, manifest.notes
         self._set_aside()
         return None
 
-    def read_best(self, names: tuple[str, ...]) -> tuple[int, dict]:
-        """(step, arrays by item and name) of the best checkpoint that is whole; corrupt ones are moved as above.
+    def read_best(self, like: Mapping[str, object]) -> tuple[int, dict]:
+        """(step, trees by item) of the best checkpoint that is whole; corrupt ones are moved as above.
 
         Raises:
           UserError: there is none.
         """
+        self.wait()
         while True:
             step = self._best(self.steps() or [self.resolve("best")])  # resolve says that there is none
             try:
-                items = read_step(self.path(step), names)[0]
+                trees, _ = read_trees(self.path(step), like)
             except CorruptCheckpoint as error:
                 self._mark_corrupt(step, error)
             else:
                 self._set_aside()
-                return step, items
+                return step, trees
 
-    def wait(self) -> None:
-        """Return when the save under way is on the disk, for every process to see.
+    def _write(self, arrays: dict[str, dict[str, np.ndarray]], manifest: Manifest) -> dict | None:
+        """Write a step, in the thread of writes."""
+        check_finite(arrays, manifest.step)
+        check_room(self.workdir, sum(array.nbytes for tree in arrays.values() for array in tree.values()))
+        unfinished = self._directory / f".saving-{manifest.step}"
+        try:
+            write_arrays(unfinished, arrays)
+            write_manifest(unfinished, manifest)
+            unfinished.rename(self.path(manifest.step))
+            fsync(self._directory)
+        except BaseException:
+            for path in self._directory.glob(".saving-*"):
+                shutil.rmtree(path, ignore_errors=True)
+            raise
+        return manifest.metrics
 
-        Raises:
-          StorageError: it failed.
-        """
-        with self._storage_errors():
-            self._manager.wait_until_finished()
-        multihost_utils.sync_global_devices("saved")  # one process commits; the others must not read before
-
-    def check_saved(self, step: int) -> None:
-        """Return when a step is on the disk and was read again.
-
-        Raises:
-          StorageError: it failed.
-        """
-        self.wait()
-        with self._storage_errors():
-            read_step(self.path(step), self._items)
+    def _remove_old(self) -> set[int]:
+        """Remove the steps that are not to be kept, and return the others."""
+        steps = self.steps()
+        kept = {*steps[-self._keep :], self._best(steps)}
+        for step in set(steps) - kept:
+            removed = self.path(step).rename(self._directory / f".deleting-{step}")  # all at once
+            self._writer.submit(shutil.rmtree, removed, ignore_errors=True)
+        return kept
 
     def _mark_corrupt(self, step: int, error: CorruptCheckpoint) -> None:
         self.corrupt[step] = error
@@ -240,15 +248,9 @@ class Checkpoints(SavedSteps):
         """Move the corrupt steps out of the way, if there is another."""
         if self.corrupt and not self.steps():
             self.resolve("latest")  # raises
-        multihost_utils.sync_global_devices("seen")  # by all processes, before it is moved by one
         for step, error in self.corrupt.items():
-            if jax.process_index() == 0:
-                self._move(self.path(step))
+            self._move(self.path(step))
             self.messages.append(f"{error}; it was moved to {_CORRUPT}/")
-        multihost_utils.sync_global_devices("moved")
-        if self.corrupt and self._manager:
-            self._manager.close()
-            self._manager = self._open_manager()
         self.corrupt = {}
 
     def _move(self, path: pathlib.Path) -> None:
@@ -264,25 +266,8 @@ class Checkpoints(SavedSteps):
         try:
             yield
         except Exception as error:  # whatever Orbax and its storage say
-            if not is_of_storage(error):
+            if isinstance(error, UserError) or not is_of_storage(error):
                 raise
             steps = ", ".join(map(str, SavedSteps(self.workdir).steps()))
             left = f"the checkpoints of steps {steps} are whole" if steps else "no checkpoint was saved before"
             raise StorageError(f"{describe_failure(error, self.workdir)}; {left}") from error
-
-
-@contextlib.contextmanager
-def _quiet_threads() -> Iterator[None]:
-    """Keep Orbax's threads from printing and logging the errors that they hand over."""
-    previous = threading.excepthook
-
-    def hook(args):
-        if not type(args.thread).__module__.startswith("orbax"):
-            previous(args)
-
-    threading.excepthook = hook
-    try:
-        with orbax_logs_silenced():
-            yield
-    finally:
-        threading.excepthook = previous

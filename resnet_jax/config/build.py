@@ -32,7 +32,7 @@ from resnet_jax.environment import describe_environment, xla_flags
 from resnet_jax.progress import Watch, unwatched
 from resnet_jax.training.accumulator import Accumulator
 from resnet_jax.training.console import TrainingDisplay, start_screen
-from resnet_jax.training.hooks import ITEMS, TrainingRun
+from resnet_jax.training.hooks import TrainingRun
 from resnet_jax.training.logs import MetricsLog
 from resnet_jax.training.parallel import DataParallel, agreed, check_same_everywhere, is_main_process
 from resnet_jax.training.program import Program
@@ -283,7 +283,7 @@ def open_run(
             stack.enter_context(lock_workdir(workdir))
         changed = changes(workdir, config)
         keep, best = config.checkpoint.keep, config.checkpoint.best_metric
-        checkpoints = stack.enter_context(Checkpoints(workdir, ITEMS, keep, best))
+        checkpoints = stack.enter_context(Checkpoints(workdir, keep, best)) if main else None
         devices = [device.device_kind for device in assembly.parallel.mesh.devices.flat]
         console.print(start_screen(recipe.describe(devices, xla_flags(), workdir)))
         state, step, notes = start_or_resume(recipe, initial_state(recipe), checkpoints, assembly, changed, console)

@@ -6,25 +6,26 @@ import jax
 import jax.numpy as jnp
 from rich.console import Console
 
-from resnet_jax.checkpoint import Checkpoints, unflatten
+from resnet_jax.checkpoint import Checkpoints
 from resnet_jax.config.recipe import Recipe
 from resnet_jax.config.stored import LENGTH, read_config
 from resnet_jax.config.transfer import initial_weights
 from resnet_jax.data.splits import check_same_data
 from resnet_jax.errors import UserError
-from resnet_jax.training.hooks import ITEMS, checkpoint_items
+from resnet_jax.training.hooks import checkpoint_items
+from resnet_jax.training.processes import broadcast, from_main
 from resnet_jax.training.step import TrainState
 
 
 def start_or_resume(
-    recipe: Recipe, state: TrainState, checkpoints: Checkpoints, assembly, changed: dict, console: Console
+    recipe: Recipe, state: TrainState, checkpoints: Checkpoints | None, assembly, changed: dict, console: Console
 ) -> tuple[TrainState, int, dict]:
     """State, step and notes of a run: those of its last checkpoint if there is one, else of its start.
 
     Args:
       recipe: recipe of the run.
       state: initial state.
-      checkpoints: those of the run.
+      checkpoints: those of the run, in the main process.
       assembly: its devices and its data; see `build.Assembly`.
       changed: keys that changed since it began; see `stored.changes`.
       console: for messages.
@@ -36,16 +37,24 @@ def start_or_resume(
       UserError: the run cannot be continued with this config or these data.
     """
     parallel = assembly.parallel
-    restored = checkpoints.restore_latest(ITEMS)
+    like, read = checkpoint_items(state), {}
+
+    def restore():
+        restored = checkpoints.restore_latest(like)
+        if restored is None:
+            return None
+        step, read["trees"], notes = restored
+        _check_may_continue(recipe, assembly, checkpoints.workdir, step, notes, changed)
+        return step, notes, checkpoints.messages
+
+    restored = from_main(restore)
     if restored is None:
         return parallel.replicate(_with_given_weights(recipe, state, console)), 0, {"sums": None, "seconds": 0.0}
-    step, items, notes = restored
-    _check_may_continue(recipe, assembly, checkpoints.workdir, step, notes, changed)
+    step, notes, messages = restored
     news = [f"changed: {key} from {old!r} to {new!r}" for key, (old, new) in changed.items()]
-    for message in (*checkpoints.messages, *news, f"resuming from step {step} of {recipe.num_steps}"):
+    for message in (*messages, *news, f"resuming from step {step} of {recipe.num_steps}"):
         console.print(message, highlight=False, markup=False, soft_wrap=True)
-    path = checkpoints.path(step)
-    trees = {name: unflatten(tree, items[name], path) for name, tree in checkpoint_items(state).items()}
+    trees = broadcast(read.get("trees"), like)
     opt_state = state.opt_state._replace(inner_state=trees["optimizer"]["opt_state"], count=trees["optimizer"]["step"])
     state = state.replace(**{**trees["model"], "opt_state": opt_state, "step": trees["optimizer"]["step"]})
     return parallel.replicate(state), step, notes

@@ -12,7 +12,7 @@ import numpy as np
 
 from resnet_jax.checkpoint import ModelCard, SavedSteps, read_step, unflatten
 from resnet_jax.checkpoint.card import card_of, read_card
-from resnet_jax.checkpoint.files import is_step, read_meta
+from resnet_jax.checkpoint.manifest import is_step, read_manifest
 from resnet_jax.checkpoint.remote import local
 from resnet_jax.config.stored import read_config
 from resnet_jax.data.corrupt import check_corrupt, warn_corrupt
@@ -95,8 +95,8 @@ def _read_native(path, ema) -> tuple[ModelCard, dict]:
 
 def _read_step(path, step, ema) -> tuple[ModelCard, dict]:
     folder = _step_folder(path, step)
-    items, meta = read_step(folder, ("model",))
-    card = _card_of_step(folder, meta.card)
+    items, manifest = read_step(folder, ("model",))
+    card = _card_of_step(folder, manifest.card)
     with reading(folder, "a model card"):
         shapes = card.variable_shapes()
     has_ema = any(name.startswith("ema.") for name in items["model"])
@@ -144,7 +144,7 @@ def load_card(path: str | pathlib.Path, step: str | int = "best") -> ModelCard:
         if here.is_file():
             return read_native_card(here) if here.suffix == SUFFIX else read_card(here)
         folder = _step_folder(here, step)
-        return _card_of_step(folder, read_meta(folder).card)
+        return _card_of_step(folder, read_manifest(folder).card)
 
 
 def preprocessing(source: str | pathlib.Path | ModelCard | nn.Module) -> Preprocessing:

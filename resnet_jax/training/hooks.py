@@ -10,7 +10,6 @@ from collections.abc import Callable
 import numpy as np
 from rich.console import Console
 
-from resnet_jax.checkpoint.store import Checkpoints
 from resnet_jax.data.corrupt import check_corrupt
 from resnet_jax.errors import DivergedError, InterruptedRun
 from resnet_jax.training.accumulator import Accumulator, StepTimer
@@ -18,11 +17,10 @@ from resnet_jax.training.logs import MetricsLog
 from resnet_jax.training.metrics import scores
 from resnet_jax.training.parallel import is_main_process
 from resnet_jax.training.probes import LayerProbe
+from resnet_jax.training.processes import broadcast, from_main
 from resnet_jax.training.program import Program
 from resnet_jax.training.step import TrainState
 from resnet_jax.workdir import resume_command, write_json
-
-ITEMS = ("model", "optimizer")  # of a checkpoint
 
 
 @dataclasses.dataclass
@@ -35,7 +33,8 @@ class TrainingRun:
       console: for messages.
       card: model card, plain JSON, saved with each checkpoint; see `checkpoint.card`.
       data: what tells the data from others; see `data.splits.fingerprint`.
-      checkpoints, log, display, accumulator: see there.
+      checkpoints: `checkpoint.Checkpoints`, or None in a process that is not the main one.
+      log, display, accumulator: see there.
       seconds_before: wall time of earlier sessions.
       step, state: where the session begins.
       program: compiled functions.
@@ -48,7 +47,7 @@ class TrainingRun:
     console: Console
     card: dict
     data: dict
-    checkpoints: Checkpoints
+    checkpoints: object | None
     log: MetricsLog
     display: object
     accumulator: Accumulator
@@ -60,12 +59,40 @@ class TrainingRun:
     num_replicas: int = 1
 
     def save(self, step: int, state: TrainState, metrics: dict | None) -> None:
-        """Save a checkpoint in the background."""
+        """Save a checkpoint in the background. The main process does; the state is replicated.
+
+        Raises:
+          DivergedError, StorageError: the save before this one failed.
+        """
         self.timer.flush()
+        if self.checkpoints is None or self.checkpoints.is_saved(step):
+            return
         notes = {"sums": self.accumulator.notes(), "seconds": self.timer.seconds(), "data": self.data}
         source = {**self.card["source"], "step": step, "metrics": metrics}
         card = {**self.card, "source": source}
         self.checkpoints.save(step, checkpoint_items(state), metrics=metrics, notes=notes, card=card)
+
+    def wait_until_saved(self) -> None:
+        """Return when the save under way is on the disk; its error is that of all processes."""
+        from_main(lambda: self.checkpoints.wait())
+
+    def read_best(self, state: TrainState) -> tuple[int, dict]:
+        """(step, weights as in `state`) of the best checkpoint; those that are corrupt are said and left out.
+
+        Raises:
+          UserError: none is whole.
+        """
+        like, read = {"model": checkpoint_items(state)["model"]}, {}
+
+        def read_best():
+            known = len(self.checkpoints.messages)
+            read["step"], read["trees"] = self.checkpoints.read_best(like)
+            return read["step"], self.checkpoints.messages[known:]
+
+        step, messages = from_main(read_best)
+        for message in messages:
+            self.console.print(message, highlight=False, markup=False, soft_wrap=True)
+        return step, broadcast(read.get("trees"), like)["model"]
 
     def evaluate(self, state: TrainState, split: str, step: int) -> tuple[dict[str, float], dict[str, float]]:
         """(scores of the weights and, as `ema_...`, of their moving average; what else a line of metrics holds).
@@ -236,9 +263,8 @@ class Preempt(Hook):
         request = self._stop_requested(step)
         if not request or step >= run.recipe.num_steps:
             return
-        if not run.recipe.is_eval_step(step):
-            run.save(step, state, None)
-        run.checkpoints.check_saved(step)
+        run.save(step, state, None)
+        run.wait_until_saved()
         if is_main_process():
             write_json(run.workdir / "result.json", {"completed": False, **run.progress(step)})
         raise InterruptedRun(

@@ -1,11 +1,13 @@
 """The loop, told once: ask for inputs, step, let the hooks do their duties; and again. For one run or K replicas."""
 
+import contextlib
 import signal
 from collections.abc import Callable
 
 from resnet_jax.errors import DivergedError
 from resnet_jax.training.accumulator import StepTimer
 from resnet_jax.training.hooks import Hook, TrainingRun, make_hooks
+from resnet_jax.training.processes import from_main
 from resnet_jax.training.program import Program
 from resnet_jax.training.results import final_result
 from resnet_jax.training.step import TrainState
@@ -54,7 +56,8 @@ def train_run(run: TrainingRun, stop_requested: Callable[[int], signal.Signals |
 
 def explained(run: TrainingRun, error: DivergedError) -> DivergedError:
     """The error with what is left of the run, and what to try."""
-    run.checkpoints.wait()
-    saved = run.checkpoints.steps()
+    with contextlib.suppress(DivergedError):
+        run.wait_until_saved()
+    saved = from_main(lambda: run.checkpoints.steps())
     good = f"the last good checkpoint is of step {saved[-1]}" if saved else "no checkpoint was saved before"
     return DivergedError(f"{error}; {good}, in {run.workdir}. Try a lower optim.lr or a warmup")

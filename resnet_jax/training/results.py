@@ -1,6 +1,5 @@
 """The end of a run: scores of the last and the best weights, and what is looked at after training."""
 
-from resnet_jax.checkpoint.files import unflatten
 from resnet_jax.training.hooks import TrainingRun
 from resnet_jax.training.parallel import is_main_process
 from resnet_jax.training.probes import probe_batch_statistics, probe_lesions
@@ -10,7 +9,7 @@ from resnet_jax.training.step import TrainState
 def final_result(run: TrainingRun, state: TrainState) -> dict:
     """The content of `result.json`."""
     recipe, program = run.recipe, run.program
-    run.checkpoints.wait()
+    run.wait_until_saved()
     found = _final_scores(run, state)
     if recipe.wants_lesions:
         found["lesions"] = probe_lesions(program, recipe.model, state.variables, "test", run.display.watch)
@@ -25,12 +24,7 @@ def final_result(run: TrainingRun, state: TrainState) -> dict:
 def _final_scores(run: TrainingRun, state: TrainState) -> dict[str, dict]:
     """Scores of the last and of the best weights. Nothing was chosen by the test split before."""
     recipe, step = run.recipe, run.recipe.num_steps
-    known = len(run.checkpoints.messages)
-    best_step, items = run.checkpoints.read_best(("model",))
-    for message in run.checkpoints.messages[known:]:
-        run.console.print(message, highlight=False, markup=False, soft_wrap=True)
-    shapes = {**state.variables, **({} if state.ema is None else {"ema": state.ema})}
-    best = unflatten(shapes, items["model"], run.checkpoints.path(best_step))
+    best_step, best = run.read_best(state)
     best_state = state.replace(**run.program.parallel.replicate(best))
     scores = {}
     for scored_step, scored in sorted({step: state, best_step: best_state}.items()):

@@ -10,7 +10,7 @@ import msgpack
 import numpy as np
 import orbax.checkpoint as ocp
 
-from resnet_jax.checkpoint.files import orbax_logs_silenced
+from resnet_jax.checkpoint.arrays import silence_orbax
 from resnet_jax.weights.checks import check_total, map_file, reading, refuse, short
 
 _ORBAX = "_METADATA"  # file that marks a folder of Orbax
@@ -50,9 +50,9 @@ def read_orbax(path: pathlib.Path) -> dict[str, np.ndarray]:
     for file in files:
         if file.is_symlink():
             raise refuse(path, "files inside the folder", f"the link {short(file.relative_to(path))}; it was not read")
+    silence_orbax()
     with (
         reading(path, "an Orbax checkpoint"),
-        orbax_logs_silenced(),
         ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer,
     ):
         _check_keys(path)

@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 from safetensors import numpy as safetensors
 
+from resnet_jax.checkpoint.arrays import digest
 from resnet_jax.checkpoint.card import ModelCard
-from resnet_jax.checkpoint.files import digest
 from resnet_jax.errors import UserError
 from resnet_jax.models.scan import unstack_blocks
 from resnet_jax.weights.checks import reading

@@ -1,6 +1,5 @@
 """The model card: loading, preprocessing and scoring by it alone."""
 
-import hashlib
 import json
 import shutil
 
@@ -12,7 +11,8 @@ from PIL import Image
 import resnet_jax
 from resnet_jax import UserError, evaluate
 from resnet_jax.checkpoint import ModelCard
-from resnet_jax.checkpoint.files import FORMAT, read_meta
+from resnet_jax.checkpoint.manifest import read_manifest
+from tests.runs import rewrite_manifest
 from tests.tiny import make_recipe, tiny_config
 
 
@@ -67,7 +67,7 @@ def test_a_card_says_what_the_model_is_and_where_it_came_from(finished):
     assert repr(card.create_model()) == repr(resnet_jax.load_checkpoint(finished[0])[0])
     assert card.class_names == tuple("0123456789")
     assert {"config", "environment"} <= card.source.keys()
-    stored = read_meta(finished[0] / "checkpoints" / "60").card
+    stored = read_manifest(finished[0] / "checkpoints" / "60").card
     assert (stored["source"]["step"], stored["model"]) == (60, card.model)
     lines = [json.loads(line) for line in (finished[0] / "metrics.jsonl").read_text().splitlines()]
     (validation,) = [line for line in lines if line["split"] == "validation" and line["step"] == 60]
@@ -82,12 +82,9 @@ def test_loading_asks_nothing_of_what_is_for_people(finished, tmp_path):
 
 
 def rewrite_card(step_folder, change):
-    """Change the card of a step, and its digest with it."""
-    file = step_folder / "meta" / "metadata"
-    meta = json.loads(file.read_text())
-    values = {name: value for name, value in meta.items() if name != "digest"} | {"card": change(meta["card"])}
-    digest = hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
-    file.write_text(json.dumps({**values, "digest": digest}))
+    """Change the card of a step, and the digest of its manifest with it."""
+    card = read_manifest(step_folder).card
+    rewrite_manifest(step_folder, card=change(card))
 
 
 def test_the_card_beside_the_weights_counts_not_the_copy_for_people(copy, finished):
@@ -99,9 +96,9 @@ def test_the_card_beside_the_weights_counts_not_the_copy_for_people(copy, finish
 
 
 def test_a_changed_card_is_never_used(copy):
-    (file,) = copy.glob("checkpoints/60/meta/metadata")
+    (file,) = copy.glob("checkpoints/60/manifest.json")
     file.write_text(file.read_text().replace('"tiny"', '"resnet20"'))
-    with pytest.raises(UserError, match="meta does not match the digest"):
+    with pytest.raises(UserError, match="manifest.json does not match the digest"):
         resnet_jax.load_checkpoint(copy, 60)
 
 
@@ -174,8 +171,7 @@ def test_a_card_without_a_dtype_is_refused():
 
 
 def test_a_step_of_a_newer_version_is_refused(copy):
-    (file,) = copy.glob("checkpoints/60/meta/metadata")
-    file.write_text(file.read_text().replace(f'"format": {FORMAT}', '"format": 99', 1))
+    rewrite_manifest(copy / "checkpoints" / "60", format=99)
     with pytest.raises(UserError, match="found 99; update resnet_jax"):
         resnet_jax.load_checkpoint(copy, 60)
 

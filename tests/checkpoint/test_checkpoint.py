@@ -1,4 +1,3 @@
-import json
 import pathlib
 import random
 import re
@@ -11,9 +10,8 @@ import pytest
 
 from resnet_jax import UserError, create_model
 from resnet_jax.checkpoint import Checkpoints, CorruptCheckpoint, SavedSteps, read_step, unflatten
-from resnet_jax.checkpoint.files import describe
 from resnet_jax.errors import DivergedError
-from resnet_jax.training.hooks import ITEMS, checkpoint_items
+from resnet_jax.training.hooks import checkpoint_items
 from resnet_jax.training.optim import make_optimizer
 from resnet_jax.training.step import TrainState, create_state
 from resnet_jax.workdir import StorageError
@@ -33,9 +31,7 @@ def items_of(step, **settings):
 
 def restored(checkpoints, like=None):
     """The trees of the newest whole checkpoint, its notes and the messages."""
-    step, items, notes = checkpoints.restore_latest(ITEMS)
-    template = items_of(0) if like is None else like
-    trees = {name: unflatten(tree, items[name], checkpoints.path(step)) for name, tree in template.items()}
+    _, trees, notes = checkpoints.restore_latest(items_of(0) if like is None else like)
     return trees, notes, checkpoints.messages
 
 
@@ -49,7 +45,7 @@ def assert_same(a, b):
 
 
 def open_checkpoints(workdir, **settings):
-    return Checkpoints(workdir, ITEMS, **{"keep": 2, "best_metric": "accuracy", **settings})
+    return Checkpoints(workdir, **{"keep": 2, "best_metric": "accuracy", **settings})
 
 
 def fill(workdir, metrics, **settings):
@@ -74,7 +70,7 @@ def test_a_state_comes_back_bit_for_bit_with_its_notes(tmp_path):
 
 def test_there_is_nothing_to_restore_in_a_new_folder(tmp_path):
     with open_checkpoints(tmp_path) as checkpoints:
-        assert checkpoints.restore_latest(ITEMS) is None
+        assert checkpoints.restore_latest(items_of(0)) is None
 
 
 def test_the_last_ones_and_the_best_are_kept(tmp_path):
@@ -135,9 +131,9 @@ def test_a_flipped_bit_is_never_restored(tmp_path):
 
 def test_changed_notes_are_never_restored(tmp_path):
     fill(tmp_path, scores(0.5))
-    file = tmp_path / "checkpoints/1/meta/metadata"
+    file = tmp_path / "checkpoints/1/manifest.json"
     file.write_text(file.read_text().replace("0.1", "0.3"))
-    with pytest.raises(UserError, match="meta does not match the digest(?s:.*)no whole checkpoint is left"):
+    with pytest.raises(UserError, match="manifest.json does not match the digest(?s:.*)no whole checkpoint is left"):
         open_checkpoints(tmp_path)
 
 
@@ -146,7 +142,7 @@ def test_a_corrupt_checkpoint_is_set_aside_and_the_one_before_it_used(tmp_path):
     for file in (tmp_path / "checkpoints/2/model").rglob("*"):
         if file.is_file():
             file.write_bytes(b"")
-    with pytest.raises(UserError, match="cannot be read"):
+    with pytest.raises(UserError, match="is corrupt: its model/.* does not match"):
         read_model(SavedSteps(tmp_path), 2)
     with open_checkpoints(tmp_path) as checkpoints:
         trees, _, messages = restored(checkpoints)
@@ -161,7 +157,7 @@ def test_a_corrupt_checkpoint_is_set_aside_and_the_one_before_it_used(tmp_path):
 def test_a_stray_folder_does_not_become_the_latest_step(tmp_path):
     fill(tmp_path, scores(0.5))
     (tmp_path / "checkpoints/99").mkdir()
-    with pytest.warns(UserWarning, match="99 cannot be read: it has no meta/metadata; it is left out"):
+    with pytest.warns(UserWarning, match="99 cannot be read: it has no manifest.json; it is left out"):
         assert SavedSteps(tmp_path).resolve("latest") == 1
     with open_checkpoints(tmp_path) as checkpoints:
         assert_same(restored(checkpoints)[0], items_of(1))
@@ -174,7 +170,7 @@ def test_a_checkpoint_of_another_model_is_refused_with_both_sides(tmp_path):
     fill(tmp_path, scores(0.5))
     with open_checkpoints(tmp_path) as checkpoints, pytest.raises(UserError) as error:
         restored(checkpoints, items_of(0, width=8))
-    assert "batch_stats.bn1.mean: expected ((8,), dtype('float32')), found ((4,), dtype('float32'))" in str(error.value)
+    assert "batch_stats.bn1.mean: expected float32 (8,), found float32 (4,)" in str(error.value)
 
 
 def test_a_folder_without_a_run_is_refused(tmp_path):
@@ -192,7 +188,7 @@ def test_any_name_of_a_folder_works(tmp_path):
 
 
 @pytest.mark.parametrize("number", [np.nan, np.inf])
-@pytest.mark.parametrize("item", ITEMS)
+@pytest.mark.parametrize("item", ["model", "optimizer"])
 def test_a_number_that_is_not_finite_is_never_saved(tmp_path, item, number):
     items = items_of(1)
     paths, structure = jax.tree_util.tree_flatten_with_path(items[item])
@@ -203,47 +199,43 @@ def test_a_number_that_is_not_finite_is_never_saved(tmp_path, item, number):
         leaves[chosen].flat[-1] = number
         name = jax.tree_util.keystr(path, simple=True, separator=".")
         broken = {**items, item: jax.tree_util.tree_unflatten(structure, leaves)}
-        with pytest.raises(DivergedError, match=f"{item} {name} is not finite after step 7"):
-            describe(7, broken, None, {}, None)
-    with open_checkpoints(tmp_path) as checkpoints, pytest.raises(DivergedError):
-        checkpoints.save(1, broken, metrics=None, notes={})
+        with (
+            pytest.raises(DivergedError, match=f"{item} {name} is not finite after step 7"),
+            open_checkpoints(tmp_path) as c,
+        ):
+            c.save(7, broken, metrics=None, notes={})
     assert SavedSteps(tmp_path).steps() == []
 
 
 def test_a_flipped_bit_beside_the_arrays_is_never_believed_and_is_no_traceback(tmp_path):
     fill(tmp_path, scores(0.5))
-    file, rng = tmp_path / "checkpoints/1/meta/metadata", random.Random(0)
+    file, rng = tmp_path / "checkpoints/1/manifest.json", random.Random(0)
     original = file.read_bytes()
     for _ in range(300):
         corrupt = bytearray(original)
         corrupt[rng.randrange(len(corrupt))] ^= 1 << rng.randrange(8)
         file.write_bytes(corrupt)
-        try:
-            steps = SavedSteps(tmp_path).steps()
-        except UserError as error:  # the number of the format
-            assert "expected format" in str(error)
-        else:
-            assert steps == [] or json.loads(corrupt) == json.loads(original)
+        assert SavedSteps(tmp_path).steps() == []
 
 
 def test_metrics_that_were_changed_make_no_other_step_the_best(tmp_path):
     fill(tmp_path, scores(0.9, 0.6))
-    file = tmp_path / "checkpoints/2/meta/metadata"
+    file = tmp_path / "checkpoints/2/manifest.json"
     file.write_text(file.read_text().replace("0.6", "0.95"))
-    with pytest.warns(UserWarning, match="2 is corrupt: its meta does not match the digest .*; it is left out"):
+    with pytest.warns(UserWarning, match="2 is corrupt: its manifest.json does not match .*; it is left out"):
         assert SavedSteps(tmp_path).resolve("best") == 1
     with pytest.raises(CorruptCheckpoint, match="2 is corrupt"):
         SavedSteps(tmp_path).resolve(2)
     with open_checkpoints(tmp_path) as checkpoints:
-        assert "2 is corrupt: its meta does not match" in checkpoints.messages[0]
+        assert "2 is corrupt: its manifest.json does not match" in checkpoints.messages[0]
 
 
 def test_without_any_whole_step_nothing_starts_and_nothing_is_moved(tmp_path):
     fill(tmp_path, scores(0.5, 0.6))
     for step in (1, 2):
-        shutil.rmtree(tmp_path / "checkpoints" / str(step) / "meta")
+        (tmp_path / "checkpoints" / str(step) / "manifest.json").unlink()
     for _ in range(2):
-        with pytest.raises(UserError, match="2 cannot be read: it has no meta/metadata\nno whole checkpoint is left"):
+        with pytest.raises(UserError, match="2 cannot be read: it has no manifest.json\nno whole checkpoint is left"):
             open_checkpoints(tmp_path)
     assert {path.name for path in (tmp_path / "checkpoints").iterdir()} == {"1", "2"}
 
@@ -255,17 +247,17 @@ def test_arrays_that_are_all_corrupt_are_not_moved_either(tmp_path):
             file.write_bytes(b"")
     for _ in range(2):
         with open_checkpoints(tmp_path) as checkpoints, pytest.raises(UserError, match="no whole checkpoint is left"):
-            checkpoints.restore_latest(ITEMS)
+            checkpoints.restore_latest(items_of(0))
 
 
-@pytest.mark.parametrize("file", ["meta/metadata", "model/manifest.ocdbt", "model"])
+@pytest.mark.parametrize("file", ["manifest.json", "model/manifest.ocdbt", "model"])
 def test_what_may_not_be_read_is_named_and_left_alone(tmp_path, file, as_nobody):
     fill(tmp_path, scores(0.5, 0.6))
     hidden = tmp_path / "checkpoints/2" / file
     mode = hidden.stat().st_mode
     hidden.chmod(0)
-    with as_nobody(tmp_path), pytest.raises(UserError, match=f"{hidden} cannot be read: Permission denied; nothing"):
-        open_checkpoints(tmp_path).restore_latest(ITEMS)
+    with as_nobody(tmp_path), pytest.raises(UserError, match=f"{hidden}.* cannot be read: Permission denied; nothing"):
+        open_checkpoints(tmp_path).restore_latest(items_of(0))
     hidden.chmod(mode)
     assert SavedSteps(tmp_path).steps() == [1, 2]
 

@@ -91,7 +91,7 @@ def test_four_devices_train_on_the_batch_of_one(folder, wrapper):
 def test_checkpoints_are_read_where_the_data_are_not(finished, folder, tmp_path):
     workdir = shutil.copytree(finished[0], tmp_path / "run")
     (workdir / "config.json").unlink()
-    for file in (workdir / "card.json", *workdir.glob("checkpoints/*/meta/metadata")):
+    for file in (workdir / "card.json", *workdir.glob("checkpoints/*/manifest.json")):
         assert str(folder) in file.read_text()
     shutil.move(folder, tmp_path / "away")
     open_sources.cache_clear()

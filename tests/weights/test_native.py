@@ -13,7 +13,7 @@ from safetensors.numpy import load_file, save_file
 
 import resnet_jax
 from resnet_jax import UserError, convert, export, predict
-from resnet_jax.checkpoint.files import digest
+from resnet_jax.checkpoint.arrays import digest
 from resnet_jax.commands import make_console
 from resnet_jax.config.train import train
 from tests.runs import ROOT
