@@ -6,7 +6,7 @@
     python -m benchmarks.compiled_cost --model resnet18 --size 64 --batch 8 --dtype float32
 
 Ours and a plain Flax net, on four chips, or on the CPU as one device. Nothing is run. All figures are those of one
-chip: for an image the bytes that XLA counts, those that `hlo_traffic` counts to and from main memory, and FLOP; bytes
+chip: for an image the bytes that XLA counts, those that `planning.hlo` counts to and from main memory, and FLOP; bytes
 of temporaries for its batch; the number of all-reduces. The step of ResNet-50 takes minutes to compile for a TPU.
 """
 
@@ -22,11 +22,11 @@ import jax.numpy as jnp
 
 from benchmarks import ours
 from benchmarks.harness import benchmark, command_parser, print_line
-from benchmarks.hlo_traffic import main_memory_traffic
 from benchmarks.peers import flax_baseline
 from resnet_jax.data.order import StepInputs
 from resnet_jax.errors import UserError
 from resnet_jax.models import create_model
+from resnet_jax.planning.hlo import main_memory_traffic
 from resnet_jax.training.parallel import DataParallel
 from resnet_jax.training.step import make_train_step
 

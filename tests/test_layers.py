@@ -24,8 +24,8 @@ LAYERS = [
     {"checkpoint", "weights"},
     {"training"},
     {"config"},
-    {"evaluation", "studies"},
-    {"evaluate", "predict", "convert", "export", "summary", "ablate", "report", "__main__"},
+    {"evaluation", "studies", "planning"},
+    {"evaluate", "predict", "convert", "export", "summary", "ablate", "report", "doctor", "__main__"},
 ]
 APART = [("models", "data"), ("evaluation", "studies")]  # neighbours that know nothing of each other
 DOORS = LAYERS[-1]

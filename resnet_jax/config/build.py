@@ -23,7 +23,7 @@ from resnet_jax.data.augment import augment_batch
 from resnet_jax.data.balance import class_weights, make_order
 from resnet_jax.data.crops import VIEWS
 from resnet_jax.data.device import DeviceLoader
-from resnet_jax.data.info import DATASETS
+from resnet_jax.data.info import DATASETS, DatasetInfo
 from resnet_jax.data.preprocessing import mean_image
 from resnet_jax.data.splits import SPLIT_SETTINGS, dataset_info, fingerprint, load_splits, thinned
 from resnet_jax.data.stream import StreamLoader
@@ -52,19 +52,22 @@ def resolve(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
     return config
 
 
-def make_recipe(config: ml_collections.ConfigDict, workdir: pathlib.Path | None = None) -> Recipe:
+def make_recipe(
+    config: ml_collections.ConfigDict, workdir: pathlib.Path | None = None, info: DatasetInfo | None = None
+) -> Recipe:
     """The recipe of a config; of a dataset that stays on disk the metadata are read.
 
     Args:
       config: config of a run.
       workdir: run directory, where the run may have begun; or None.
+      info: the metadata, where they are known; else they are read.
 
     Raises:
       UserError: a config that cannot run, or data that are not there.
     """
     data = config.data
     settings = (data.name, data.data_dir, data.test_size, data.use_validation_split)
-    info = agreed(functools.partial(dataset_info, *settings), "answer of the data")
+    info = info or agreed(functools.partial(dataset_info, *settings), "answer of the data")
     if data.normalization == "weights":
         info = normalized_as_weights(config, info, workdir)
     return Recipe(config, info)
@@ -116,6 +119,8 @@ class Assembly:
     Args:
       recipe: recipe of any of the runs.
       watch: shows how the data are verified; see `progress.watch`.
+      devices: those to compile for; default: all of this job.
+      splits: datasets by split; default: they are opened.
 
     Attributes:
       recipe: recipe of any of the runs.
@@ -129,12 +134,20 @@ class Assembly:
       UserError: a config that cannot run on this machine, or data that are not there. Nothing is compiled.
     """
 
-    def __init__(self, recipe: Recipe, watch: Watch = unwatched):
-        config = recipe.config
-        check_devices(config, jax.device_count(), jax.process_count())
+    def __init__(
+        self,
+        recipe: Recipe,
+        watch: Watch = unwatched,
+        *,
+        devices: Sequence[jax.Device] | None = None,
+        splits: dict | None = None,
+    ):
+        config, devices = recipe.config, devices or jax.devices()
+        check_devices(config, len(devices), len({device.process_index for device in devices}))
         self.recipe = recipe
-        self.parallel = DataParallel(jax.devices()[: config.parallel.devices], config.parallel.wrapper)
-        self.splits = {**agreed(functools.partial(_open_splits, config, watch), "answer of the data")}
+        self.parallel = DataParallel(devices[: config.parallel.devices], config.parallel.wrapper)
+        splits = splits or agreed(functools.partial(_open_splits, config, watch), "answer of the data")
+        self.splits = {**splits}
         self.data = fingerprint(self.splits)
         check_same_everywhere(json.dumps(self.data).encode(), "data")
         for split in self.splits.keys() - {"train"}:

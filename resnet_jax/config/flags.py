@@ -19,7 +19,7 @@ from resnet_jax.config import default
 from resnet_jax.config.help import describe_experiments, describe_keys
 from resnet_jax.config.stored import RENAMED, flatten, read_config_file
 from resnet_jax.errors import UserError, did_you_mean
-from resnet_jax.workdir import make_workdir, writing
+from resnet_jax.workdir import absolute, make_workdir, writing
 
 CONFIGS = pathlib.Path(__file__).parent.parent / "configs"
 # What other programs call a key.
@@ -194,16 +194,37 @@ def parse_training(argv: list[str], description: str) -> tuple[ConfigDict, conte
     def define(values):
         flags.DEFINE_string("workdir", None, "Run directory; default: a new one in runs/.", flag_values=values)
 
-    command = parse_command(argv, "default", description, define)
-    if is_study(command.config):
-        raise UserError("--config: expected an experiment, found a study; run it with python -m resnet_jax.ablate")
-    resolve_length(command.config, command.overrides)
+    command = _parse_run(argv, description, define)
     config, workdir = command.config, command.values.workdir
     if workdir is None and config.parallel.distributed:
         raise UserError("--workdir: several processes need the same one; add --workdir=DIR")
     if workdir:
         return config, contextlib.nullcontext(pathlib.Path(workdir))
     return config, new_workdir(pathlib.Path("runs"), f"{command.experiment}-{config.model.name}")
+
+
+def parse_check(argv: list[str], description: str) -> tuple[ConfigDict, str | None, pathlib.Path | None]:
+    """The config of `resnet_jax.doctor`, overrides applied, the topology and the workdir, if any.
+
+    Raises:
+      UserError: an unknown key, a value of the wrong type, a config file that cannot be read.
+    """
+
+    def define(values):
+        flags.DEFINE_string("topology", None, "TPUs to compile for, like v5e:16x16; or here.", flag_values=values)
+        flags.DEFINE_string("workdir", None, "Run directory to check.", flag_values=values)
+
+    command = _parse_run(argv, description, define)
+    workdir = command.values.workdir
+    return command.config, command.values.topology, absolute(workdir) if workdir else None
+
+
+def _parse_run(argv, description, define) -> Command:
+    command = parse_command(argv, "default", description, define)
+    if is_study(command.config):
+        raise UserError("--config: expected an experiment, found a study; run it with python -m resnet_jax.ablate")
+    resolve_length(command.config, command.overrides)
+    return command
 
 
 @contextlib.contextmanager

@@ -10,6 +10,8 @@ import numpy as np
 from resnet_jax.data.order import StepInputs, epoch_order, padded_batch_size
 from resnet_jax.data.sources import ArrayDataset
 
+_NUMBER = jax.ShapeDtypeStruct((), np.int32)
+
 
 class DeviceLoader:
     """Batches of splits that lie on the device.
@@ -30,6 +32,8 @@ class DeviceLoader:
     Attributes:
       splits: as given.
     """
+
+    batches_ahead = 0  # that lie on the device before they are asked for
 
     def __init__(
         self,
@@ -117,6 +121,15 @@ class DeviceLoader:
         """`in_axes` of `jax.vmap` for `inputs` with k keys: the orders differ between replicas, all else is common."""
         return StepInputs({"images": None, "labels": None, "orders": 0, "first": None, "offset": None}, {})
 
+    def input_shapes(self, step: int) -> StepInputs:
+        """Shapes and dtypes of `inputs(step)`, the same for every step. Needs no device."""
+        orders = jax.eval_shape(self._compute_orders, self._order_key, np.int32(0))
+        return StepInputs({**self._shapes("train"), "orders": orders, "first": _NUMBER, "offset": _NUMBER}, {})
+
+    def eval_input_shapes(self, split: str) -> StepInputs:
+        """Shapes and dtypes of `eval_inputs(split)`. Needs no device."""
+        return StepInputs({**self._shapes(split), "offset": _NUMBER}, {})
+
     def close(self) -> None:
         """Forget the arrays on the devices."""
         self._arrays = {}
@@ -129,6 +142,11 @@ class DeviceLoader:
                 "labels": self._replicate(dataset.labels),
             }
         return self._arrays[split]
+
+    def _shapes(self, split):
+        dataset = self.splits[split]
+        arrays = {"images": dataset.images, "labels": dataset.labels}
+        return {name: jax.ShapeDtypeStruct(array.shape, array.dtype) for name, array in arrays.items()}
 
     def _positions(self, batch_size, shard) -> jax.Array:
         """Positions in the global batch that belong to one device: int32 (batch_size // shards,)."""

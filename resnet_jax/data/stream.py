@@ -14,7 +14,6 @@ from resnet_jax.data.sampling import EpochOrder, EvalSampler, TrainSampler
 from resnet_jax.errors import UserError
 
 _ENDLESS = 2**40  # batches
-_ON_DEVICE = 2  # batches that lie on the device before they are asked for
 
 
 class StreamLoader:
@@ -45,6 +44,8 @@ class StreamLoader:
     Raises:
       UserError: several keys: batches of replicas differ, and each would have to be decoded.
     """
+
+    batches_ahead = 2  # that lie on the device before they are asked for
 
     def __init__(
         self,
@@ -103,17 +104,26 @@ class StreamLoader:
 
     def eval_inputs(self, split: str) -> Iterator[StepInputs]:
         """One `StepInputs` per batch: sharded `image`, `label`, `mask` and `corrupt`."""
-        source, batch_size = self.splits[split], self.eval_batch_size(split)
-        sampler = EvalSampler(source, self._eval_view, self._eval_shape, batch_size)
+        source, batch_size, sampler = self.splits[split], self.eval_batch_size(split), self._eval_sampler(split)
         count = -(-len(source) // batch_size)
         made = batches(sampler, 0, count, self._rows(batch_size), *self._workers)
-        for batch in grain.experimental.ThreadPrefetchIterDataset(made, prefetch_buffer_size=_ON_DEVICE):
+        for batch in self._prefetch(made):
             warn_corrupt(source, batch["corrupt"])
             yield StepInputs({}, self._hand_over(batch)[0])
 
     def eval_gather(self, split: str, inputs: StepInputs, shard: int | jax.Array) -> dict[str, jax.Array]:
         """One device's part of an evaluation batch (traced): as `DeviceLoader.eval_gather`, and bool `corrupt` (b,)."""
         return inputs.sharded
+
+    def input_shapes(self, step: int) -> StepInputs:
+        """Shapes and dtypes of `inputs(step)`. Needs neither devices nor data."""
+        batch = self._sampler.empty(step, self._sampler.batch_size, empty=jax.ShapeDtypeStruct)
+        return StepInputs({}, jax.eval_shape(_for_devices, batch))
+
+    def eval_input_shapes(self, split: str) -> StepInputs:
+        """Shapes and dtypes of `eval_inputs(split)`. Needs neither devices nor data."""
+        batch = self._eval_sampler(split).empty(0, self.eval_batch_size(split), empty=jax.ShapeDtypeStruct)
+        return StepInputs({}, jax.eval_shape(_for_devices, batch))
 
     def close(self) -> None:
         """Stop the workers of the training split; `inputs` starts them again."""
@@ -125,8 +135,19 @@ class StreamLoader:
         self.close()
         sampler = self._sampler
         made = batches(sampler, step, _ENDLESS, self._rows(sampler.batch_size), *self._workers).map(self._hand_over)
-        self._iterator = iter(grain.experimental.ThreadPrefetchIterDataset(made, prefetch_buffer_size=_ON_DEVICE))
+        self._iterator = iter(self._prefetch(made))
+
+    def _prefetch(self, made):
+        return grain.experimental.ThreadPrefetchIterDataset(made, prefetch_buffer_size=self.batches_ahead)
 
     def _hand_over(self, batch):
         """The batch on the devices, and the ids of its corrupt examples on the host."""
-        return self._distribute({**batch, "corrupt": batch["corrupt"] >= 0}), batch["corrupt"]
+        return self._distribute(_for_devices(batch)), batch["corrupt"]
+
+    def _eval_sampler(self, split):
+        return EvalSampler(self.splits[split], self._eval_view, self._eval_shape, self.eval_batch_size(split))
+
+
+def _for_devices(batch):
+    """A batch of a sampler with bools for the ids of corrupt examples."""
+    return {**batch, "corrupt": batch["corrupt"] >= 0}

@@ -37,10 +37,16 @@ def _pmap(function: Callable, mesh: Mesh, donate: bool) -> Callable:
         donate_argnums=(1,) if donate else (),
     )
 
-    def call(first, inputs):
-        by_device = jax.tree.map(lambda x: x.reshape(mesh.size, -1, *x.shape[1:]), inputs.sharded)
-        return mapped(np.arange(mesh.size), first, inputs._replace(sharded=by_device))
+    def by_device(inputs):
+        return inputs._replace(sharded=jax.tree.map(lambda x: x.reshape(mesh.size, -1, *x.shape[1:]), inputs.sharded))
 
+    def call(first, inputs):
+        return mapped(np.arange(mesh.size), first, by_device(inputs))
+
+    def lower(first, inputs):
+        return mapped.lower(np.arange(mesh.size), first, jax.eval_shape(by_device, inputs))
+
+    call.lower = lower
     return call
 
 
@@ -136,7 +142,10 @@ class DataParallel:
         self._wrap = WRAPPERS[wrapper]
 
     def compile(self, function: Callable, donate: bool = False) -> Callable:
-        """The function on all devices at once; `donate` gives up the first argument's memory."""
+        """The function on all devices at once; `donate` gives up the first argument's memory.
+
+        Its `lower`, as that of `jax.jit`, compiles ahead of time.
+        """
         return self._wrap(function, self.mesh, donate)
 
     def replicate(self, tree):

@@ -78,6 +78,19 @@ class Program:
     def _compile_eval_step(self, split: str) -> Callable:
         return self.parallel.compile(self._eval_step(split))
 
+    def compile_train_steps(self, count: int, state, inputs: StepInputs) -> jax.stages.Compiled:
+        """The function of `train_steps`, compiled ahead of time.
+
+        Args:
+          count: number of steps.
+          state, inputs: the arguments, or their shapes and dtypes (`jax.ShapeDtypeStruct`).
+        """
+        return self.train_steps(count).lower(state, inputs).compile()
+
+    def compile_eval_step(self, split: str, variables: dict, inputs: StepInputs) -> jax.stages.Compiled:
+        """The function that `evaluate` calls for each batch, compiled ahead of time; arguments as above."""
+        return self._eval_steps(split).lower(variables, inputs).compile()
+
     def evaluate(self, variables: dict, split: str, watch: Callable | None = None) -> dict[str, np.ndarray]:
         """The rows of `make_eval_step` for a split, each example exactly once, in its stored order."""
         step, inputs = self._eval_steps(split), self.loader.eval_inputs(split)

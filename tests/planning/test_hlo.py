@@ -1,7 +1,7 @@
 import jax
 import jax.numpy as jnp
 
-from benchmarks.hlo_traffic import main_memory_traffic
+from resnet_jax.planning.hlo import main_memory_traffic
 
 # As the compiler of a TPU writes it: x is copied on chip, half of y is, and z stays on chip.
 PROGRAM = """

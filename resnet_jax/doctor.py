@@ -1,0 +1,33 @@
+"""Check a run before it starts, here or on TPUs that are not there.
+
+    python -m resnet_jax.doctor [--config=NAME] [--config.KEY=VALUE] [--workdir=DIR]
+    python -m resnet_jax.doctor --config=configs/imagenet_resnet50.py --topology=v5e:16x16    # pip install libtpu
+
+The first checks this machine: devices, versions, memory, speed of the input, disk, workdir. The second compiles the
+steps of a run for a slice of TPUs, and prints what they need and how fast they can be at the most; --topology=here does
+so for the devices of this machine.
+"""
+
+import sys
+
+from resnet_jax.commands import command_line, make_console, print_whole
+from resnet_jax.config.flags import parse_check
+
+
+def main(argv: list[str] | None = None) -> None:
+    """The command."""
+    with command_line():
+        config, topology, workdir = parse_check([__spec__.name, *argv] if argv is not None else sys.argv, __doc__)
+        console = make_console()
+        from resnet_jax.config.plan import planned_recipe  # on use: --help should not wait for it
+        from resnet_jax.planning.plan import make_plan
+        from resnet_jax.planning.tables import plan_table
+        from resnet_jax.planning.topology import find_devices
+
+        devices = find_devices(topology or "here")
+        plan = make_plan(planned_recipe(config), devices, lambda text: console.print(f"compiling {text}"))
+        print_whole(console, plan_table(plan, topology))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,236 @@
+"""The plan of a run: its train step and evaluation step compiled ahead of time, and what the compiler says of them."""
+
+import dataclasses
+import functools
+import re
+import time
+from collections.abc import Callable, Sequence
+
+import jax
+
+from resnet_jax.config.plan import (
+    batch_multiple,
+    has_loop_over_layers,
+    max_batch,
+    planned_program,
+    state_shapes,
+    step_of_largest_images,
+    with_batch,
+)
+from resnet_jax.config.recipe import Recipe
+from resnet_jax.device_memory import gigabytes, memory_of
+from resnet_jax.errors import UserError
+from resnet_jax.planning.chips import Peak, peak_of, step_bounds
+from resnet_jax.planning.hlo import Collective, collectives, main_memory_traffic
+from resnet_jax.planning.search import Largest, search_largest
+from resnet_jax.training.program import Program
+
+_NOT_SUMMED = {"grad_norm", "param_norm"}  # of the sums that a step returns: each device computes them for itself
+
+
+@dataclasses.dataclass(frozen=True)
+class StepPlan:
+    """A compiled step, as one device sees it.
+
+    Attributes:
+      batch: global.
+      arguments, outputs, temporaries, code: bytes of memory.
+      aliased: bytes of outputs that take the place of arguments.
+      beside: bytes of what lies on the device meanwhile: other data, and state that the step does not need.
+      flop, traffic: FLOP, and bytes to and from main memory, of a step.
+      collectives: by kind.
+      summed: bytes that the devices have to add up.
+      seconds: compile time.
+    """
+
+    batch: int
+    arguments: int
+    outputs: int
+    aliased: int
+    temporaries: int
+    code: int
+    beside: int
+    flop: float
+    traffic: float
+    collectives: dict[str, Collective]
+    summed: dict[str, int]
+    seconds: float
+
+    @property
+    def memory(self) -> int:
+        """Bytes of memory in all."""
+        return self.arguments + self.outputs - self.aliased + self.temporaries + self.code + self.beside
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """The plan of a run on some devices.
+
+    Attributes:
+      recipe: recipe of the run.
+      devices: those compiled for.
+      peak: limits of each; None if they are not known.
+      available: bytes of memory of each; None if not known.
+      train, evaluation: the two steps. If the compiler refuses the batch of the config, those of the largest that fits.
+      largest: the largest batch that fits; None where the memory is not known.
+    """
+
+    recipe: Recipe
+    devices: Sequence[jax.Device]
+    peak: Peak | None
+    available: int | None
+    train: StepPlan
+    evaluation: StepPlan
+    largest: Largest | None
+
+    @property
+    def bounds(self) -> dict[str, float]:
+        """Images/s of one device, at the most, by what binds it; see `chips.step_bounds`."""
+        if self.peak is None:
+            return {}
+        moved = {kind: found.size for kind, found in self.train.collectives.items()}
+        dtype = self.recipe.model_settings["dtype"]
+        seconds = step_bounds(self.peak, dtype, self.train.flop, self.train.traffic, moved, len(self.devices))
+        return {name: self.train.batch / len(self.devices) / value for name, value in seconds.items() if value}
+
+
+class DoesNotFit(Exception):
+    """The compiler refused a program; it says the bytes of memory that it needs, and those that there are."""
+
+    def __init__(self, needed: int):
+        super().__init__(needed)
+        self.needed = needed
+
+
+def make_plan(recipe: Recipe, devices: Sequence[jax.Device], watch: Callable[[str], None] = lambda text: None) -> Plan:
+    """Compile the steps of a run for devices, and search the largest batch.
+
+    Args:
+      recipe: recipe of the run.
+      devices: from `topology.find_devices`.
+      watch: is told what is being compiled.
+
+    Raises:
+      UserError: the config does not fit the devices, or no batch fits.
+    """
+    program = planned_program(recipe, devices)
+    used = list(program.parallel.mesh.devices.flat)
+    peak = peak_of(used[0])
+    available = peak.memory if peak and peak.memory else memory_of(used[0])
+
+    @functools.cache
+    def train_step(batch: int) -> StepPlan | int:
+        """The plan of a batch, or the memory that it needs if the compiler refuses it."""
+        watch(f"the train step, batch {batch:,}")
+        try:
+            return plan_train_step(recipe if batch == recipe.batch_size else with_batch(recipe, batch), devices)
+        except DoesNotFit as error:
+            return error.needed
+
+    def memory(batch: int) -> int:
+        found = train_step(batch)
+        return found.memory if isinstance(found, StepPlan) else found
+
+    batch = recipe.batch_size
+    memory(batch)
+    watch("the evaluation step")
+    evaluation = plan_eval_step(recipe, program)
+    largest = None
+    if available is not None:
+        state = _size(state_shapes(recipe))
+        largest = search_largest(memory, available, batch, state, batch_multiple(recipe, len(used)), max_batch(recipe))
+    if not isinstance(train_step(batch), StepPlan):
+        if not largest or not largest.fits:
+            raise UserError(
+                f"train.batch_size: a step of {batch:,} images needs {gigabytes(memory(batch))} on each of {len(used)} "
+                f"devices, more than they have, and no smaller batch fits; try more devices, or a smaller net or image"
+            )
+        batch = largest.fits
+    return Plan(recipe, used, peak, available, train_step(batch), evaluation, largest)
+
+
+def plan_train_step(recipe: Recipe, devices: Sequence[jax.Device]) -> StepPlan:
+    """The plan of the train step, at the largest images of the run.
+
+    Raises:
+      UserError: the config does not fit the devices.
+      DoesNotFit: the compiler refuses it.
+    """
+    program, state = planned_program(recipe, devices), state_shapes(recipe)
+    inputs, shards = program.loader.input_shapes(step_of_largest_images(recipe)), program.parallel.shards
+    ahead = program.loader.batches_ahead * _size(inputs.sharded) // shards
+    beside = ahead + sum(_size(program.loader.eval_input_shapes(split).replicated) for split in _evaluated(program))
+    start = time.perf_counter()
+    compiled = _compile(program.compile_train_steps, 1, state, inputs)
+    seconds = time.perf_counter() - start
+    sums = [leaf for name, leaf in compiled.out_info[1].items() if name not in _NOT_SUMMED]
+    summed = {"gradients": _size(state.params), "statistics": _size(state.batch_stats), "sums": _size(sums)}
+    model_flop = 6 * recipe.multiply_adds * recipe.batch_size // shards
+    loop = has_loop_over_layers(recipe)
+    return _step_plan(compiled, recipe.batch_size, beside, summed, seconds, model_flop if loop else None)
+
+
+def plan_eval_step(recipe: Recipe, program: Program) -> StepPlan:
+    """The plan of the evaluation step of the split with the largest batches.
+
+    Raises:
+      UserError: the compiler refuses it.
+    """
+    loader, state, shards = program.loader, state_shapes(recipe), program.parallel.shards
+    split = max(_evaluated(program), key=loader.eval_batch_size)
+    inputs = loader.eval_input_shapes(split)
+    beside = _size(state) - _size(state.variables) + _size(loader.input_shapes(0).replicated)
+    beside += loader.batches_ahead * (_size(inputs.sharded) + _size(loader.input_shapes(0).sharded)) // shards
+    start = time.perf_counter()
+    try:
+        compiled = _compile(program.compile_eval_step, split, state.variables, inputs)
+    except DoesNotFit as error:
+        raise UserError(
+            f"eval.batch_size: an evaluation step of {loader.eval_batch_size(split):,} images needs "
+            f"{gigabytes(error.needed)} on each device, more than it has; try a smaller one"
+        ) from None
+    flop = 2 * recipe.multiply_adds * loader.eval_batch_size(split) // shards if has_loop_over_layers(recipe) else None
+    return _step_plan(compiled, loader.eval_batch_size(split), beside, {}, time.perf_counter() - start, flop)
+
+
+def _compile(compile_step: Callable, *arguments) -> jax.stages.Compiled:
+    try:
+        return compile_step(*arguments)
+    except jax.errors.JaxRuntimeError as error:
+        found = re.search(r"Used ([\d.]+)([KMG]) of", str(error))
+        if "RESOURCE_EXHAUSTED" not in str(error) or not found:
+            raise
+        raise DoesNotFit(int(float(found[1]) * 2 ** {"K": 10, "M": 20, "G": 30}[found[2]])) from None
+
+
+def _step_plan(compiled, batch, beside, summed, seconds, flop) -> StepPlan:
+    memory, program = compiled.memory_analysis(), compiled.as_text()
+    return StepPlan(
+        batch=batch,
+        arguments=memory.argument_size_in_bytes,
+        outputs=memory.output_size_in_bytes,
+        aliased=memory.alias_size_in_bytes,
+        temporaries=memory.temp_size_in_bytes,
+        code=memory.generated_code_size_in_bytes,
+        beside=beside,
+        flop=flop or compiled.cost_analysis()["flops"],
+        traffic=main_memory_traffic(program),
+        collectives=collectives(program),
+        summed=summed,
+        seconds=seconds,
+    )
+
+
+def _evaluated(program: Program) -> list[str]:
+    return [split for split in program.loader.splits if split != "train"]
+
+
+def _size(tree) -> int:
+    """Bytes of arrays, or of what has their shapes."""
+    return sum(_leaf_size(leaf) for leaf in jax.tree.leaves(tree))
+
+
+def _leaf_size(leaf) -> int:
+    if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        leaf = jax.eval_shape(jax.random.key_data, leaf)
+    return leaf.size * leaf.dtype.itemsize
