@@ -51,6 +51,7 @@ COMMANDS = {
     "python train.py": "train, or resume a run",
     "python -m resnet_jax.evaluate RUN": "score a run, on its data or on others; write predictions",
     "python -m resnet_jax.predict RUN IMAGE [IMAGE...]": "name what is on images, and where",
+    "python -m resnet_jax.checkpoint ls|verify|diff|average|slim PATH": "look after checkpoints",
     "python -m resnet_jax.convert SOURCE --to OUT": "weights of other libraries to ours, and back",
     "python -m resnet_jax.export RUN OUT": "a model as a StableHLO or ONNX program",
     "python -m resnet_jax.ablate": "run a study and write its report",

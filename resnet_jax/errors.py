@@ -24,13 +24,9 @@ class InterruptedRun(UserError):
 
     Args:
       message: where it stopped, and how to continue.
-      by_person: by Ctrl-C; otherwise by a signal after which a scheduler should start it again.
     """
 
-    def __init__(self, message: str, by_person: bool):
-        super().__init__(message)
-        self.by_person = by_person
-        self.exit_status = INTERRUPTED if by_person else os.EX_TEMPFAIL
+    exit_status = os.EX_TEMPFAIL  # to a scheduler: start it again
 
 
 class WorkdirInUse(UserError):

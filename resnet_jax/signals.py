@@ -74,14 +74,23 @@ def end_on_ctrl_c() -> None:
 
     The exception that Python raises instead is a traceback while modules are imported, and is lost in a callback.
     """
+    _end_at([signal.SIGINT], b"interrupted\n")
 
+
+def end_before_training() -> None:
+    """Let any request to stop end the process at once, as long as it has nothing to save; to a scheduler: try again."""
+    _end_at(STOP_SIGNALS, b"stopped before training began; nothing was lost\n", os.EX_TEMPFAIL)
+
+
+def _end_at(numbers: Sequence[signal.Signals], message: bytes, status: int | None = None) -> None:
     def end(number, frame):
         with contextlib.suppress(OSError):
-            os.write(2, b"interrupted\n")
-        end_process(128 + number)
+            os.write(2, message)
+        end_process(128 + number if status is None else status)
 
-    if signal.getsignal(signal.SIGINT) != signal.SIG_IGN:
-        signal.signal(signal.SIGINT, end)
+    for number in numbers:
+        if signal.getsignal(number) != signal.SIG_IGN:
+            signal.signal(number, end)
 
 
 def end_process(status: int) -> None:

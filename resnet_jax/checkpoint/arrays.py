@@ -6,6 +6,7 @@ import hashlib
 import logging
 import os
 import pathlib
+import shutil
 import sys
 import threading
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,11 +17,12 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from resnet_jax.checkpoint.errors import CorruptCheckpoint, mismatch, not_readable
-from resnet_jax.checkpoint.manifest import Manifest, read_manifest, verify_files
+from resnet_jax.checkpoint.manifest import Manifest, read_manifest, verify_files, write_manifest
 from resnet_jax.errors import DivergedError, UserError
-from resnet_jax.workdir import path_for_orbax
+from resnet_jax.workdir import fsync, path_for_orbax
 
 Arrays = Mapping[str, np.ndarray]
+SAVING, DELETING = ".saving-", ".deleting-"  # before the names of folders that are not steps yet, or any more
 
 
 def to_host(trees: Mapping[str, object]) -> dict[str, dict[str, np.ndarray]]:
@@ -52,11 +54,39 @@ def digest(arrays: Arrays) -> str:
     return result.hexdigest()
 
 
-def write_arrays(path: pathlib.Path, items: Mapping[str, Arrays]) -> None:
-    """Write a new folder with the arrays of each item."""
+def write_step(path: pathlib.Path, items: Mapping[str, Arrays], manifest: Manifest) -> None:
+    """Write the folder of a step, whole or not at all.
+
+    Args:
+      path: folder, which takes the place of one that is there.
+      items: arrays by item and name.
+      manifest: what is known of them; what `describe` says of them and of the files is added.
+
+    Raises:
+      DivergedError: a number is not finite.
+    """
+    check_finite(items, manifest.step)
+    unfinished = path.with_name(f"{SAVING}{path.name}")
     arguments = {name: ocp.args.StandardSave(dict(arrays)) for name, arrays in items.items()}
-    with _checkpointer() as checkpointer, path_for_orbax(path.parent) as parent:
-        checkpointer.save(parent / path.name, args=ocp.args.Composite(**arguments))
+    try:
+        with _checkpointer() as checkpointer, path_for_orbax(path.parent) as parent:
+            checkpointer.save(parent / unfinished.name, args=ocp.args.Composite(**arguments))
+        described = {name: describe(arrays) for name, arrays in items.items()}
+        write_manifest(unfinished, manifest._replace(arrays=described))
+        if path.exists():
+            remove(path)
+        unfinished.rename(path)
+        fsync(path.parent)
+    except BaseException:
+        for folder in path.parent.glob(f"{unfinished.name}*"):  # Orbax has a name of its own for what it writes
+            shutil.rmtree(folder, ignore_errors=True)
+        raise
+
+
+def remove(path: pathlib.Path) -> None:
+    """Remove the folder of a step, whole or not at all."""
+    removed = path.rename(path.with_name(f"{DELETING}{path.name}"))
+    shutil.rmtree(removed, ignore_errors=True)
 
 
 def read_step(path: pathlib.Path, names: Sequence[str]) -> tuple[dict[str, dict[str, np.ndarray]], Manifest]:

@@ -13,15 +13,15 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
 
-from resnet_jax.checkpoint.arrays import check_finite, describe, read_trees, to_host, write_arrays
+from resnet_jax.checkpoint.arrays import DELETING, SAVING, read_trees, remove, to_host, write_step
 from resnet_jax.checkpoint.errors import CorruptCheckpoint
-from resnet_jax.checkpoint.manifest import Manifest, read_manifest, write_manifest
+from resnet_jax.checkpoint.manifest import Manifest, read_manifest
 from resnet_jax.errors import UserError
-from resnet_jax.workdir import StorageError, check_room, describe_failure, fsync, is_of_storage, make_workdir
+from resnet_jax.workdir import StorageError, check_room, describe_failure, is_of_storage, make_workdir
 
 DIRECTORY = "checkpoints"
 _CORRUPT = "checkpoints_corrupt"
-_UNFINISHED = (".saving-*", ".deleting-*", "*.orbax-checkpoint-tmp*")  # left by a run that was killed
+_UNFINISHED = (f"{SAVING}*", f"{DELETING}*", "*.orbax-checkpoint-tmp*")  # left by a run that was killed
 
 
 class SavedSteps:
@@ -89,6 +89,10 @@ class SavedSteps:
             return int(step)
         raise UserError(f"step: expected best, latest or one of {steps}, found {step!r}")
 
+    def best(self) -> int:
+        """The best of the whole steps."""
+        return self._best(self.steps())
+
     def _best(self, steps: list[int]) -> int:
         sign = -1 if self._best_metric.endswith("loss") else 1
 
@@ -138,7 +142,7 @@ class Checkpoints(SavedSteps):
         """Save in the background; the caller waits for a copy of the arrays to the host.
 
         Args:
-          step: must be above every saved step.
+          step: that of the latest checkpoint, which it replaces, or a later one.
           items: any pytrees of arrays on the devices, by name.
           metrics: scores on the validation split, or None.
           notes: plain JSON that comes back with `restore_latest`.
@@ -148,11 +152,9 @@ class Checkpoints(SavedSteps):
           DivergedError, StorageError: the save before this one failed.
         """
         self.wait()
-        if self._metrics and step <= max(self._metrics):
+        if self._metrics and step < max(self._metrics):
             raise RuntimeError(f"step {step} was not saved: the latest is {max(self._metrics)}")
-        arrays = to_host(items)
-        manifest = Manifest(step, metrics, notes, card, {name: describe(tree) for name, tree in arrays.items()})
-        self._saving = step, self._writer.submit(self._write, arrays, manifest)
+        self._saving = step, self._writer.submit(self._write, to_host(items), Manifest(step, metrics, notes, card))
 
     def is_saved(self, step: int) -> bool:
         """True for a step that is on the disk, or being written."""
@@ -217,18 +219,8 @@ class Checkpoints(SavedSteps):
 
     def _write(self, arrays: dict[str, dict[str, np.ndarray]], manifest: Manifest) -> dict | None:
         """Write a step, in the thread of writes."""
-        check_finite(arrays, manifest.step)
         check_room(self.workdir, sum(array.nbytes for tree in arrays.values() for array in tree.values()))
-        unfinished = self._directory / f".saving-{manifest.step}"
-        try:
-            write_arrays(unfinished, arrays)
-            write_manifest(unfinished, manifest)
-            unfinished.rename(self.path(manifest.step))
-            fsync(self._directory)
-        except BaseException:
-            for path in self._directory.glob(".saving-*"):
-                shutil.rmtree(path, ignore_errors=True)
-            raise
+        write_step(self.path(manifest.step), arrays, manifest)
         return manifest.metrics
 
     def _remove_old(self) -> set[int]:
@@ -236,8 +228,7 @@ class Checkpoints(SavedSteps):
         steps = self.steps()
         kept = {*steps[-self._keep :], self._best(steps)}
         for step in set(steps) - kept:
-            removed = self.path(step).rename(self._directory / f".deleting-{step}")  # all at once
-            self._writer.submit(shutil.rmtree, removed, ignore_errors=True)
+            self._writer.submit(remove, self.path(step))
         return kept
 
     def _mark_corrupt(self, step: int, error: CorruptCheckpoint) -> None:

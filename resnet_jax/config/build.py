@@ -311,7 +311,7 @@ def open_run(
         accumulator, seconds, data = Accumulator(notes["sums"]), notes["seconds"], assembly.data
         yield TrainingRun(
             *(recipe, workdir, console, card.to_json(), data, checkpoints, log, display, accumulator, seconds),
-            *(step, state),
+            *(step, state, notes.get("evaluated", True)),
         )
 
 

@@ -66,7 +66,8 @@ _RANGES = {
         lambda x: x >= 0,
         "data.validation_size augment.pad_crop augment.cutout augment.mixup augment.cutmix augment.lighting "
         "augment.magnitude_std optim.lr "
-        "optim.weight_decay optim.clip_norm optim.warmup_epochs optim.warmup_steps optim.warmup_from optim.end_lr",
+        "optim.weight_decay optim.clip_norm optim.warmup_epochs optim.warmup_steps optim.warmup_from optim.end_lr "
+        "checkpoint.every_minutes",
     ),
     "at least 0 and less than 1": (
         lambda x: 0 <= x < 1,

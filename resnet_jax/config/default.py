@@ -172,6 +172,7 @@ def _diagnostics() -> ml_collections.ConfigDict:
 def _checkpoint() -> ml_collections.ConfigDict:
     checkpoint = ml_collections.ConfigDict()
     checkpoint.keep = 2  # the last so many, and the best
+    checkpoint.every_minutes = 10.0  # besides those of evaluations, after so many minutes without one; 0 for none
     checkpoint.best_metric = "accuracy"  # on the validation split: accuracy, top5, loss; or ema_accuracy, ...
     return checkpoint
 

@@ -29,7 +29,7 @@ _OLD_VALUES = {("data.workers", "auto"): "threads"}  # "auto" measured at the st
 # Keys that may change when a run is resumed: the result does not depend on them. Data are known by their digest.
 NOT_OF_THE_RESULT = (
     *("data.data_dir", "data.workers", "data.num_workers", "data.max_corrupt", "data.verify"),
-    *("eval.batch_size", "log.every_steps", "checkpoint.keep"),
+    *("eval.batch_size", "log.every_steps", "checkpoint.keep", "checkpoint.every_minutes"),
 )
 LENGTH = ("train.epochs", "train.steps", "optim.milestones")
 _WITH_SPLITS = ("folder", "tar")  # data that may come with a validation split

@@ -34,7 +34,7 @@ from resnet_jax.training.hooks import TrainingRun
 from resnet_jax.training.logs import read_metrics
 from resnet_jax.training.loop import train_run
 from resnet_jax.training.parallel import is_main_process, join_processes
-from resnet_jax.training.preemption import stop_requests
+from resnet_jax.training.preemption import Asked, Preemption, stop_requests
 from resnet_jax.training.replicas import seconds_per_step, stack_states, train_replicas
 from resnet_jax.workdir import absolute, write_json
 
@@ -91,15 +91,22 @@ def train(
             bars = bars or stack.enter_context(progress_bars(console))
             assembly = Assembly(recipe, functools.partial(watch, bars))
             stack.enter_context(memory_errors(_LESS_MEMORY))
-            stop_requested = stop_requested or stack.enter_context(stop_requests(console))
+            preemption = stack.enter_context(_preemption(stop_requested, console))
             run = stack.enter_context(open_run(recipe, assembly, workdir, console, bars))
             run.program = assembly.program(random_keys(config.seed)[0])
             stack.callback(run.program.loader.close)
             run.seconds_before += time.perf_counter() - started
-            result = train_run(run, stop_requested)
+            result = train_run(run, preemption)
             _write_result(run, result)
     print_end(console, result, workdir)
     return result
+
+
+def _preemption(stop_requested, console) -> contextlib.AbstractContextManager[Preemption]:
+    if stop_requested is None:
+        return stop_requests(console)
+    given = isinstance(stop_requested, Preemption)
+    return contextlib.nullcontext(stop_requested if given else Asked(stop_requested, console))
 
 
 def _check_call(config) -> None:
@@ -154,7 +161,8 @@ def train_together(
         ]
         for run in runs:
             run.seconds_before += time.perf_counter() - started
-        outcomes = train_replicas(runs, make_program, stop_requested)
+        preemption = stack.enter_context(_preemption(stop_requested, console))
+        outcomes = train_replicas(runs, make_program, preemption)
         for run, outcome in zip(runs, outcomes, strict=True):
             if isinstance(outcome, dict):
                 _write_result(run, outcome)

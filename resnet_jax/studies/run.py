@@ -92,7 +92,7 @@ def run_study(
             # Several processes agree on where to stop within a run only.
             request = jax.process_count() == 1 and finished < len(runs) and stop_requested(finished)
             if request:
-                raise InterruptedRun(_INTERRUPTED, by_person=request == signal.SIGINT)
+                raise InterruptedRun(_INTERRUPTED)
     return failed
 
 
@@ -143,8 +143,8 @@ def _train(
             outcomes = [train(configs[0], folders[0], quiet, bars, stop_requested)]
         else:
             outcomes = train_together(configs, folders, quiet, bars, stop_requested)
-    except InterruptedRun as error:
-        raise InterruptedRun(_INTERRUPTED, error.by_person) from None
+    except InterruptedRun:
+        raise InterruptedRun(_INTERRUPTED) from None
     except WorkdirInUse as error:
         if len(group) > 1:  # which of them is in use, each finds out alone
             return [outcome for run in group for outcome in _train([run], bars, stop_requested)]

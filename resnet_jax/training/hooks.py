@@ -1,11 +1,13 @@
 """Duties of the loop, each a small object: `hook(step, state)` after every call, `hook.start(step, state)` before."""
 
+import contextlib
 import dataclasses
+import functools
 import math
 import pathlib
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 from rich.console import Console
@@ -15,7 +17,7 @@ from resnet_jax.errors import DivergedError, InterruptedRun
 from resnet_jax.training.accumulator import Accumulator, StepTimer
 from resnet_jax.training.logs import MetricsLog
 from resnet_jax.training.metrics import scores
-from resnet_jax.training.parallel import is_main_process
+from resnet_jax.training.preemption import NOTHING_LOST, Preemption
 from resnet_jax.training.probes import LayerProbe
 from resnet_jax.training.processes import broadcast, from_main
 from resnet_jax.training.program import Program
@@ -37,8 +39,10 @@ class TrainingRun:
       log, display, accumulator: see there.
       seconds_before: wall time of earlier sessions.
       step, state: where the session begins.
+      evaluated: False if the evaluation that is due at this step is still to come.
       program: compiled functions.
       timer: shared by replicas.
+      preemption: says whether the run is asked to stop.
       num_replicas: number of runs that share the time.
     """
 
@@ -54,23 +58,64 @@ class TrainingRun:
     seconds_before: float
     step: int
     state: TrainState
+    evaluated: bool
     program: Program | None = None
     timer: StepTimer | None = None
+    preemption: Preemption | None = None
     num_replicas: int = 1
 
-    def save(self, step: int, state: TrainState, metrics: dict | None) -> None:
+    def save(self, step: int, state: TrainState, metrics: dict | None, *, evaluated: bool = True) -> None:
         """Save a checkpoint in the background. The main process does; the state is replicated.
+
+        Args:
+          step: number of updates that the state has had.
+          state: on the devices.
+          metrics: scores on the validation split, or None.
+          evaluated: False if an evaluation is due at this step that was not finished; it follows when a run is resumed.
 
         Raises:
           DivergedError, StorageError: the save before this one failed.
         """
         self.timer.flush()
-        if self.checkpoints is None or self.checkpoints.is_saved(step):
+        if self.checkpoints is None:
             return
         notes = {"sums": self.accumulator.notes(), "seconds": self.timer.seconds(), "data": self.data}
+        notes["evaluated"] = evaluated
         source = {**self.card["source"], "step": step, "metrics": metrics}
         card = {**self.card, "source": source}
         self.checkpoints.save(step, checkpoint_items(state), metrics=metrics, notes=notes, card=card)
+
+    def stop(self, step: int, state: TrainState, *, evaluated: bool = True) -> str:
+        """Save at the request to stop, and say where and how to continue. Called in the main process alone."""
+        if step == 0:
+            return NOTHING_LOST
+        if not self.checkpoints.is_saved(step):
+            self.save(step, state, None, evaluated=evaluated)
+        self.checkpoints.wait()
+        write_json(self.workdir / "result.json", {"completed": False, **self.progress(step)})
+        return (
+            f"stopped at step {step} of {self.recipe.num_steps}, which is saved; to continue:\n"
+            f"  {resume_command(self.workdir)}"
+        )
+
+    def interruptible(
+        self, step: int, state: TrainState, *, evaluated: bool = True
+    ) -> contextlib.AbstractContextManager:
+        """While inside, another thread may call `stop` with these arguments, and end the process."""
+        if self.num_replicas > 1:  # one must not end the process before all are saved
+            return contextlib.nullcontext()
+        return self.preemption.interruptible(functools.partial(self.stop, step, state, evaluated=evaluated))
+
+    def watch(self, name: str, items: Iterable, total: int) -> Iterator:
+        """Show the progress of an iteration; see `progress.watch`.
+
+        Raises:
+          StopWatching: asked to stop.
+        """
+        for item in self.display.watch(name, items, total):
+            if self.preemption.poll():
+                raise StopWatching
+            yield item
 
     def wait_until_saved(self) -> None:
         """Return when the save under way is on the disk; its error is that of all processes."""
@@ -98,6 +143,7 @@ class TrainingRun:
         """(scores of the weights and, as `ema_...`, of their moving average; what else a line of metrics holds).
 
         Raises:
+          StopWatching: asked to stop.
           DivergedError: the loss is not finite.
           UserError: too many corrupt images.
         """
@@ -112,7 +158,7 @@ class TrainingRun:
         return metrics, {"learning_rate": self.recipe.learning_rate(step - 1), "images_per_second": rate}
 
     def _scores(self, variables, split):
-        rows = self.program.evaluate(variables, split, self.display.watch)
+        rows = self.program.evaluate(variables, split, self.watch)
         check_corrupt(rows["corrupt"].sum(), len(rows["loss"]), self.recipe.max_corrupt)
         return scores(rows)
 
@@ -131,6 +177,10 @@ class TrainingRun:
             "seconds": round(self.timer.seconds() / self.num_replicas, 3),
             "images_per_second": self.timer.images_per_second(),
         }
+
+
+class StopWatching(Exception):
+    """Asked to stop in an iteration that is left where it is."""
 
 
 def checkpoint_items(state: TrainState) -> dict:
@@ -155,6 +205,10 @@ class Hook:
 
     def __call__(self, step: int, state: TrainState) -> None:
         """After each call, which ended with `step`."""
+
+    def stop(self, step: int, state: TrainState) -> str:
+        """Save what is to be saved at a request to stop, and say so; in another thread than the loop's."""
+        return ""
 
 
 class ShowProgress(Hook):
@@ -185,7 +239,8 @@ class Diagnose(Hook):
 
     def start(self, step, state):
         if step == 0:
-            self(step, state)
+            with self.run.interruptible(step, state):
+                self(step, state)
 
     def __call__(self, step, state):
         run = self.run
@@ -208,22 +263,32 @@ class Evaluate(Hook):
 
     Attributes:
       scores: those on the validation split at the last evaluation, or None.
+      interrupted: asked to stop before the evaluation that is due was finished.
     """
 
     scores: dict | None = None
+    interrupted = False
 
     def __call__(self, step, state):
         run = self.run
         if not run.recipe.is_eval_step(step):
             return
-        found = {"train": self._training_scores(step)}
-        for split in ("validation", "test"):
-            wanted = split == "validation" or run.recipe.test_curve
-            if split in run.program.loader.splits and wanted:
-                found[split], others = run.evaluate(state, split, step)
-                run.log.write(split, step, run.recipe.epoch(step), {**found[split], **others})
-        run.display.evaluation(run.recipe.epoch(step), found)
-        self.scores = found.get("validation")
+        try:
+            found = self._evaluate(step, state)
+        except StopWatching:
+            self.interrupted = True
+            return
+        for split, (values, others) in found.items():
+            run.log.write(split, step, run.recipe.epoch(step), {**values, **others})
+        shown = {split: values for split, (values, _) in found.items()}
+        run.display.evaluation(run.recipe.epoch(step), {"train": self._training_scores(step), **shown})
+        self.scores = shown.get("validation")
+
+    def _evaluate(self, step, state) -> dict[str, tuple[dict, dict]]:
+        run = self.run
+        wanted = ("validation", "test") if run.recipe.test_curve else ("validation",)
+        with run.interruptible(step, state, evaluated=False):
+            return {split: run.evaluate(state, split, step) for split in wanted if split in run.program.loader.splits}
 
     def _training_scores(self, step) -> dict[str, float]:
         """Scores of the training batches since the evaluation before."""
@@ -239,39 +304,52 @@ class Evaluate(Hook):
 
 
 class Save(Hook):
-    """Saves a checkpoint after each evaluation."""
+    """Saves a checkpoint after each evaluation, and after so many minutes without one."""
 
     def __init__(self, run: TrainingRun, evaluate: Evaluate):
         super().__init__(run)
         self._evaluate = evaluate
+        self._last_save = time.monotonic()
+
+    def start(self, step, state):
+        if not self.run.evaluated:
+            self._evaluate(step, state)
+            self._save(step, state)
 
     def __call__(self, step, state):
-        if self.run.recipe.is_eval_step(step):
-            self.run.save(step, state, self._evaluate.scores)
+        run = self.run
+        if run.checkpoints is not None:
+            run.checkpoints.check_saving()
+        if run.recipe.is_eval_step(step):
+            self._save(step, state)
+        elif time.monotonic() - self._last_save >= run.recipe.seconds_between_saves:
+            self._save(step, state, of_evaluation=False)
+
+    def _save(self, step, state, of_evaluation=True):
+        if not self._evaluate.interrupted:
+            self.run.save(step, state, self._evaluate.scores if of_evaluation else None)
             self.run.timer.restart()
+            self._last_save = time.monotonic()
 
 
 class Preempt(Hook):
     """Saves and ends the run when asked to."""
 
-    def __init__(self, run: TrainingRun, stop_requested: Callable[[int], signal.Signals | None]):
+    def __init__(self, run: TrainingRun, evaluate: Evaluate, stop_requested: Callable[[int], signal.Signals | None]):
         super().__init__(run)
-        self._stop_requested = stop_requested
+        self._evaluate, self._stop_requested = evaluate, stop_requested
+
+    def start(self, step, state):
+        if self._evaluate.interrupted:
+            self(step, state)
 
     def __call__(self, step, state):
-        run = self.run
-        request = self._stop_requested(step)
-        if not request or step >= run.recipe.num_steps:
-            return
-        run.save(step, state, None)
-        run.wait_until_saved()
-        if is_main_process():
-            write_json(run.workdir / "result.json", {"completed": False, **run.progress(step)})
-        raise InterruptedRun(
-            f"stopped at step {step} of {run.recipe.num_steps}, which is saved; to continue:\n"
-            f"  {resume_command(run.workdir)}",
-            by_person=request == signal.SIGINT,
-        )
+        if self._stop_requested(step):
+            evaluated = not self._evaluate.interrupted
+            raise InterruptedRun(from_main(functools.partial(self.run.stop, step, state, evaluated=evaluated)))
+
+    def stop(self, step, state):
+        return self.run.stop(step, state)
 
 
 def make_hooks(run: TrainingRun, stop_requested: Callable[[int], signal.Signals | None]) -> list[Hook]:
@@ -284,5 +362,5 @@ def make_hooks(run: TrainingRun, stop_requested: Callable[[int], signal.Signals 
         CheckCorrupt(run),
         evaluate,
         Save(run, evaluate),
-        Preempt(run, stop_requested),
+        Preempt(run, evaluate, stop_requested),
     ]

@@ -1,19 +1,27 @@
 """The loop, told once: ask for inputs, step, let the hooks do their duties; and again. For one run or K replicas."""
 
 import contextlib
-import signal
-from collections.abc import Callable
+import functools
 
 from resnet_jax.errors import DivergedError
 from resnet_jax.training.accumulator import StepTimer
 from resnet_jax.training.hooks import Hook, TrainingRun, make_hooks
+from resnet_jax.training.preemption import Preemption
 from resnet_jax.training.processes import from_main
 from resnet_jax.training.program import Program
 from resnet_jax.training.results import final_result
 from resnet_jax.training.step import TrainState
 
 
-def run_loop(program: Program, recipe, state: TrainState, step: int, timer: StepTimer, hooks: list[Hook]) -> TrainState:
+def run_loop(
+    program: Program,
+    recipe,
+    state: TrainState,
+    step: int,
+    timer: StepTimer,
+    hooks: list[Hook],
+    preemption: Preemption,
+) -> TrainState:
     """Train from `step` to the end.
 
     Args:
@@ -23,13 +31,20 @@ def run_loop(program: Program, recipe, state: TrainState, step: int, timer: Step
       step: number of updates that the state has had.
       timer: gets the sums of each call.
       hooks: called in this order after each call.
+      preemption: may end the process while a program compiles.
     """
+
+    def stop(step, state):
+        return "\n".join(filter(None, (hook.stop(step, state) for hook in hooks)))
+
     for hook in hooks:
         hook.start(step, state)
     while step < recipe.num_steps:
         count = recipe.steps_in_call(step)
         with timer.waiting_for_input():
             inputs = program.inputs(step)
+        with preemption.interruptible(functools.partial(stop, step, state)):
+            program.prepare(count, state, inputs)
         state, sums = program.train_steps(count)(state, inputs)
         step += count
         timer.add(step, sums, inputs.sharded)
@@ -38,18 +53,19 @@ def run_loop(program: Program, recipe, state: TrainState, step: int, timer: Step
     return state
 
 
-def train_run(run: TrainingRun, stop_requested: Callable[[int], signal.Signals | None]) -> dict:
+def train_run(run: TrainingRun, preemption: Preemption) -> dict:
     """Train one run to its end and return its result.
 
     Raises:
       DivergedError: a number is not finite; the message says where to continue from.
       InterruptedRun: asked to stop; a checkpoint was saved.
     """
-    run.timer = StepTimer(run.accumulator.add, run.seconds_before)
+    run.timer, run.preemption = StepTimer(run.accumulator.add, run.seconds_before), preemption
     try:
-        hooks = make_hooks(run, stop_requested)
-        state = run_loop(run.program, run.recipe, run.state, run.step, run.timer, hooks)
-        return final_result(run, state)
+        with preemption.at_work():
+            hooks = make_hooks(run, preemption)
+            state = run_loop(run.program, run.recipe, run.state, run.step, run.timer, hooks, preemption)
+            return final_result(run, state)
     except DivergedError as error:
         raise explained(run, error) from None
 

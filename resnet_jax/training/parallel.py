@@ -140,6 +140,7 @@ class DataParallel:
         self._sharded = NamedSharding(self.mesh, _SHARDED)
         self.shards = len(devices)
         self._wrap = WRAPPERS[wrapper]
+        self.compiles_ahead = wrapper != "pmap"
 
     def compile(self, function: Callable, donate: bool = False) -> Callable:
         """The function on all devices at once; `donate` gives up the first argument's memory.

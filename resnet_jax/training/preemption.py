@@ -1,8 +1,9 @@
-"""Requests to stop, for one process or for all of a job."""
+"""Requests to stop a run, for one process or for all of a job, in whatever it is at."""
 
 import contextlib
 import os
 import signal
+import threading
 from collections.abc import Callable, Iterator
 
 import jax
@@ -11,10 +12,110 @@ from rich.console import Console
 
 from resnet_jax import signals
 
+NOTHING_LOST = "stopped before a step was made; nothing was lost"
+_PATIENCE = 2.0  # seconds that the main thread has to see a request by itself
+_DEADLINE = 20.0  # seconds after which people are told that a run is not stopped yet
+
+
+class Preemption:
+    """Says whether a run is asked to stop; and stops it where its main thread cannot look.
+
+    The main thread asks after each call of the training step and between batches of an evaluation. While it is in
+    something that takes long and cannot look, such as a compilation, it is in `interruptible`: then another thread may
+    save the run and end the process.
+
+    Args:
+      requested: the signal that came, or None.
+      console: for messages.
+
+    Attributes:
+      request: the signal that asks the run to stop, or None; once it is set it stays.
+    """
+
+    def __init__(self, requested: Callable[[], signal.Signals | None], console: Console):
+        self.request: signal.Signals | None = None
+        self._requested, self._console = requested, console
+        self._polls = 0
+        self._at_work = threading.Lock()  # held by the main thread outside of `interruptible`
+        self._rescue: Callable[[], str] | None = lambda: NOTHING_LOST
+
+    def __call__(self, step: int) -> signal.Signals | None:
+        """The request, after a step of the run; all processes of a job see it after the same one."""
+        return self.poll()
+
+    def poll(self) -> signal.Signals | None:
+        """The request. To be asked by all processes of a job at the same places."""
+        self._polls += 1
+        if self.request is None:
+            if jax.process_count() == 1:
+                self.request = self._requested()
+            elif multihost_utils.reached_preemption_sync_point(self._polls):
+                self.request = self._requested() or signal.SIGTERM
+        return self.request
+
+    @contextlib.contextmanager
+    def at_work(self) -> Iterator[None]:
+        """While inside, but not inside of `interruptible`, no other thread may touch the run."""
+        with self._at_work:
+            try:
+                yield
+            finally:
+                self._rescue = None  # the rest takes but a moment
+
+    @contextlib.contextmanager
+    def interruptible(self, rescue: Callable[[], str]) -> Iterator[None]:
+        """While inside, another thread may call `rescue`, which saves the run and says so, and end the process."""
+        self._rescue = rescue
+        self._at_work.release()
+        try:
+            yield
+        finally:
+            self._at_work.acquire()  # for ever, if the other thread is at it
+
+    def close(self) -> None:
+        """Leave what the process does from here on to its main thread."""
+        with self._at_work:
+            self._rescue = None
+
+    def serve(self) -> None:
+        """Stop the run, in a thread of its own, if the main one does not see the request in time."""
+        if jax.process_index() > 0:
+            return  # the main process saves; when it has ended, so do the others
+        threading.Event().wait(_PATIENCE)  # the process ends meanwhile, if all goes well
+        if self._at_work.acquire(timeout=_DEADLINE - _PATIENCE):
+            if self._rescue is not None:
+                self._console.print(self._rescue(), highlight=False, soft_wrap=True)
+                signals.end_process(os.EX_TEMPFAIL)
+            self._at_work.release()
+            return
+        self._console.print(
+            f"not stopped within {_DEADLINE:.0f} s: a step or a save takes longer. The checkpoints on the disk stay "
+            "whole, whatever ends this process",
+            highlight=False,
+            soft_wrap=True,
+        )
+
+
+class Asked(Preemption):
+    """A preemption by a function of the step, as a caller of `train` may give it."""
+
+    def __init__(self, stop_requested: Callable[[int], signal.Signals | None], console: Console):
+        super().__init__(lambda: None, console)
+        self._stop_requested = stop_requested
+
+    def __call__(self, step: int) -> signal.Signals | None:
+        """What the function says."""
+        self.request = self.request or self._stop_requested(step)
+        return self.request
+
+    def poll(self) -> signal.Signals | None:
+        """What the function has said."""
+        return self.request
+
 
 @contextlib.contextmanager
-def stop_requests(console: Console) -> Iterator[Callable[[int], signal.Signals | None]]:
-    """A function of the step that says which signal asks the run to stop, or None; see `signals.stop_requests`.
+def stop_requests(console: Console) -> Iterator[Preemption]:
+    """Stop runs by signals; see `signals.stop_requests`.
 
     Where there are several processes, JAX itself takes SIGTERM, and all of them stop after the same step.
     """
@@ -24,13 +125,12 @@ def stop_requests(console: Console) -> Iterator[Callable[[int], signal.Signals |
         console.print("stopping after the next step; once more to end without saving", highlight=False)
         if several:
             os.kill(os.getpid(), signal.SIGTERM)
+        preemption.serve()
 
     own = [number for number in signals.STOP_SIGNALS if not several or number != signal.SIGTERM]
     with signals.stop_requests(on_first, own) as requested:
-
-        def stop_requested(step):
-            if several and not multihost_utils.reached_preemption_sync_point(step):
-                return None
-            return requested() or (signal.SIGTERM if several else None)
-
-        yield stop_requested
+        preemption = Preemption(requested, console)
+        try:
+            yield preemption
+        finally:
+            preemption.close()

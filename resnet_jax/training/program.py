@@ -40,6 +40,7 @@ class Program:
         # Not functools.cache on methods: it would keep every program, with its data, as long as the process lives.
         self.train_steps = functools.cache(self._compile_train_steps)
         self._eval_steps = functools.cache(self._compile_eval_step)
+        self._ready = {}
 
     def inputs(self, step: int) -> StepInputs:
         """The inputs of the next call of a compiled training function."""
@@ -86,6 +87,15 @@ class Program:
           state, inputs: the arguments, or their shapes and dtypes (`jax.ShapeDtypeStruct`).
         """
         return self.train_steps(count).lower(state, inputs).compile()
+
+    def prepare(self, count: int, state, inputs: StepInputs) -> None:
+        """Compile `train_steps(count)` for these arguments, if it is not yet, so that a call of it runs at once.
+
+        A `pmap` does not: its calls do not find what was compiled ahead of time.
+        """
+        shapes = count, *((x.shape, x.dtype) for x in jax.tree.leaves(inputs))
+        if shapes not in self._ready and self.parallel.compiles_ahead:
+            self._ready[shapes] = self.compile_train_steps(count, state, inputs)
 
     def compile_eval_step(self, split: str, variables: dict, inputs: StepInputs) -> jax.stages.Compiled:
         """The function that `evaluate` calls for each batch, compiled ahead of time; arguments as above."""

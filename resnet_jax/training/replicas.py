@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import signal
 import time
 from collections.abc import Callable, Sequence
 
@@ -13,6 +12,7 @@ from resnet_jax.errors import DivergedError, InterruptedRun
 from resnet_jax.training.accumulator import StepTimer
 from resnet_jax.training.hooks import Hook, TrainingRun, make_hooks
 from resnet_jax.training.loop import explained, run_loop, train_run
+from resnet_jax.training.preemption import Preemption
 from resnet_jax.training.program import Program
 from resnet_jax.training.results import final_result
 from resnet_jax.training.step import TrainState
@@ -60,11 +60,10 @@ class AllEnded(Exception):
 class EachReplica(Hook):
     """The hooks of each replica that is still at work."""
 
-    def __init__(self, replicas: Sequence[Replica], stop_requested: Callable[[int], signal.Signals | None]):
-        self._replicas, self._stop_requested = replicas, stop_requested
-        self._stopping = False
+    def __init__(self, replicas: Sequence[Replica], preemption: Preemption):
+        self._replicas, self._preemption = replicas, preemption
         for replica in replicas:
-            replica.hooks = make_hooks(replica.run, lambda step: self._stopping)
+            replica.hooks = make_hooks(replica.run, lambda step: preemption.request)
 
     def alive(self) -> list[Replica]:
         """The replicas that have not ended."""
@@ -83,14 +82,20 @@ class EachReplica(Hook):
 
     def __call__(self, step, state):
         recipe = self._replicas[0].run.recipe
-        self._stopping = self._stop_requested(step)
+        stopping = self._preemption(step)
         for replica in self._replicas:
             replica.run.display.advance(step)
-        if self._stopping or recipe.is_log_step(step):  # else the hooks of a replica have nothing to do
+        if stopping or recipe.is_log_step(step):  # else the hooks of a replica have nothing to do
             self._replicas[0].run.timer.flush()  # a replica that has diverged by now has no duties
             self._call_hooks(step, state)
         if not self.alive():
             raise AllEnded
+
+    def stop(self, step, state):
+        texts = [
+            hook.stop(step, replica_state(state, replica.index)) for replica in self.alive() for hook in replica.hooks
+        ]
+        return "\n".join(filter(None, texts))
 
     def _call_hooks(self, step, state):
         interruption = None
@@ -109,14 +114,14 @@ class EachReplica(Hook):
 def train_replicas(
     runs: Sequence[TrainingRun],
     make_program: Callable[[Sequence[TrainingRun]], Program],
-    stop_requested: Callable[[int], signal.Signals | None],
+    preemption: Preemption,
 ) -> list[dict | DivergedError]:
     """Train runs to their ends, those that stand at the same step in one program.
 
     Args:
       runs: at work, in any order; of recipes that differ in seed and learning rate alone.
       make_program: the program of some of them.
-      stop_requested: asked after each call.
+      preemption: asked after each call.
 
     Returns:
       For each its result, or the error that ended it.
@@ -129,30 +134,31 @@ def train_replicas(
         group = [run for run in runs if run.step == step]
         program = make_program(group)
         with contextlib.closing(program.loader):
-            outcomes |= zip(map(id, group), _train_group(group, program, stop_requested), strict=True)
+            outcomes |= zip(map(id, group), _train_group(group, program, preemption), strict=True)
     return [outcomes[id(run)] for run in runs]
 
 
-def _train_group(runs, program, stop_requested) -> list[dict | DivergedError]:
+def _train_group(runs, program, preemption) -> list[dict | DivergedError]:
     replicas = [Replica(run, index) for index, run in enumerate(runs)]
     if len(runs) == 1:
         runs[0].program = program
         try:
-            return [train_run(runs[0], stop_requested)]
+            return [train_run(runs[0], preemption)]
         except DivergedError as error:
             return [error]
     for replica in replicas:
         replica.run.program, replica.run.num_replicas = program.replica(replica.index), len(runs)
-    each = EachReplica(replicas, stop_requested)
+    each = EachReplica(replicas, preemption)
     timer = StepTimer(each.deliver, max(run.seconds_before for run in runs))
     for run in runs:
-        run.timer = timer
+        run.timer, run.preemption = timer, preemption
     state = stack_states([run.state for run in runs])
-    with contextlib.suppress(AllEnded):
-        state = run_loop(program, runs[0].recipe, state, runs[0].step, timer, [each])
-    for replica in each.alive():
-        with replica.may_diverge():
-            replica.outcome = final_result(replica.run, replica_state(state, replica.index))
+    with preemption.at_work():
+        with contextlib.suppress(AllEnded):
+            state = run_loop(program, runs[0].recipe, state, runs[0].step, timer, [each], preemption)
+        for replica in each.alive():
+            with replica.may_diverge():
+                replica.outcome = final_result(replica.run, replica_state(state, replica.index))
     return [replica.outcome for replica in replicas]
 
 

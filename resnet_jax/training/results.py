@@ -1,24 +1,42 @@
 """The end of a run: scores of the last and the best weights, and what is looked at after training."""
 
-from resnet_jax.training.hooks import TrainingRun
+import functools
+
+from resnet_jax.errors import InterruptedRun
+from resnet_jax.training.hooks import StopWatching, TrainingRun
 from resnet_jax.training.parallel import is_main_process
 from resnet_jax.training.probes import probe_batch_statistics, probe_lesions
+from resnet_jax.training.processes import from_main
 from resnet_jax.training.step import TrainState
 
 
 def final_result(run: TrainingRun, state: TrainState) -> dict:
-    """The content of `result.json`."""
-    recipe, program = run.recipe, run.program
+    """The content of `result.json`.
+
+    Raises:
+      InterruptedRun: asked to stop; when it is resumed, the run is scored.
+    """
+    recipe = run.recipe
     run.wait_until_saved()
+    try:
+        with run.interruptible(recipe.num_steps, state):
+            found = _final_findings(run, state)
+    except StopWatching:
+        raise InterruptedRun(from_main(functools.partial(run.stop, recipe.num_steps, state))) from None
+    return {"completed": True, **run.progress(recipe.num_steps), **found}
+
+
+def _final_findings(run: TrainingRun, state: TrainState) -> dict:
+    recipe, program = run.recipe, run.program
     found = _final_scores(run, state)
     if recipe.wants_lesions:
-        found["lesions"] = probe_lesions(program, recipe.model, state.variables, "test", run.display.watch)
+        found["lesions"] = probe_lesions(program, recipe.model, state.variables, "test", run.watch)
     if recipe.wants_precise_statistics and state.batch_stats:
         batches = -(-recipe.num_examples // recipe.batch_size)
         model = recipe.create_model(momentum=0.0, **recipe.batch_statistics_axis(program.parallel))
-        probed = probe_batch_statistics(program, model, state, batches, "test", run.display.watch)
+        probed = probe_batch_statistics(program, model, state, batches, "test", run.watch)
         found["batch_statistics"] = probed
-    return {"completed": True, **run.progress(recipe.num_steps), **found}
+    return found
 
 
 def _final_scores(run: TrainingRun, state: TrainState) -> dict[str, dict]:

@@ -33,7 +33,7 @@ def copy_of(finished, tmp_path):
     return workdir
 
 
-@pytest.mark.parametrize("step", [3, 23, 50])
+@pytest.mark.parametrize("step", [3, 23, 50, 60])  # an evaluation follows the last two, and is left for later
 def test_a_run_stopped_by_ctrl_c_ends_as_the_uninterrupted_one(finished, tmp_path, monkeypatch, step):
     with monkeypatch.context() as patch:
         stop_after(patch, step)
@@ -155,9 +155,9 @@ def test_ctrl_c_while_the_first_programs_compile_ends_cleanly_too(tmp_path):
             process.send_signal(signal.SIGINT)
             break
     output += process.communicate()[0]
-    assert process.returncode == 130, output
+    assert process.returncode == 75, output
     assert "stopping after the next step" in output
-    assert "stopped at step 1 of 100000, which is saved" in output
+    assert "stopped at step 1 of 100000, which is saved" in output or "stopped before a step was made" in output
 
 
 def test_a_finished_run_is_shown_and_not_trained_again(finished, capsys):

@@ -31,17 +31,14 @@ def assert_saved_and_to_be_continued(workdir):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("number", "status"),
-    [(signal.SIGINT, 130), (signal.SIGTERM, 75), (signal.SIGUSR1, 75), (signal.SIGUSR2, 75)],
-)
-def test_a_signal_ends_the_process_with_a_message_and_a_checkpoint(tmp_path, number, status):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2])
+def test_a_signal_ends_the_process_with_a_message_and_a_checkpoint(tmp_path, number):
     process = start_process(tmp_path, train__steps=100_000)
     output = read_until(process.stdout, "step 4/")
     process.send_signal(number)
     process.send_signal(number)  # as timeout(1) does, to the process and to its group
     output += process.communicate()[0]
-    assert process.returncode == status, output
+    assert process.returncode == 75, output
     assert "stopping after the next step" in output and "which is saved" in output
     assert "Traceback" not in output
     assert_saved_and_to_be_continued(tmp_path)
@@ -62,17 +59,30 @@ def test_a_second_signal_ends_the_process_whatever_it_is_in(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.parametrize("module", ["resnet_jax.commands", "absl", "jax", "orbax.checkpoint"])
-def test_ctrl_c_in_the_first_seconds_is_one_word(tmp_path, module):
+def test_a_signal_in_the_first_seconds_is_one_line(tmp_path, module, number):
     command = [sys.executable, "-X", "importtime", "train.py", f"--workdir={tmp_path / 'run'}"]
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     for line in process.stderr:
         if line.rstrip().endswith(f" {module}"):
             break
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
     rest = process.communicate()[1]
-    assert process.returncode == 130
-    assert [line for line in rest.splitlines() if not line.startswith("import time")] == ["interrupted"]
+    assert process.returncode == 75
+    lines = [line for line in rest.splitlines() if not line.startswith("import time")]
+    assert lines == ["stopped before training began; nothing was lost"]
+
+
+@pytest.mark.slow
+def test_a_signal_in_a_long_compilation_ends_the_process_before_it_is_over(tmp_path):
+    process = start_process(tmp_path / "run", cache=tmp_path / "cache", train__steps=100_000, model__name="resnet56")
+    output = read_until(process.stdout, "└")  # the end of the start screen: the first programs compile
+    process.send_signal(signal.SIGTERM)
+    output += process.communicate()[0]
+    assert process.returncode == 75, output
+    assert "stopped before a step was made; nothing was lost" in output
+    assert not (tmp_path / "run" / "result.json").exists()
 
 
 @pytest.mark.slow
@@ -82,7 +92,7 @@ def test_ctrl_c_when_nobody_reads_saves_all_the_same(tmp_path):
     process.stdout.close()
     wait_for_line(tmp_path / "metrics.jsonl", 10)
     process.send_signal(signal.SIGINT)
-    assert process.wait() == 130
+    assert process.wait() == 75
     assert_saved_and_to_be_continued(tmp_path)
 
 
@@ -126,7 +136,7 @@ def test_ctrl_c_under_a_pipe_to_tee_saves_and_says_so_in_the_status(tmp_path):
     read_terminal_until(terminal)
     os.close(terminal)
     os.waitpid(pid, 0)
-    assert status.read_text().strip() == "130"
+    assert status.read_text().strip() == "75"
     assert_saved_and_to_be_continued(run)
     assert "step 4/" in log.read_text()
 

@@ -189,7 +189,7 @@ def test_an_unknown_flag_of_any_command_gets_the_nearest_one(module, argument, m
 def test_the_package_lists_its_commands_and_each_is_there(tmp_path):
     listing = subprocess.run([sys.executable, "-m", "resnet_jax"], cwd=ROOT, capture_output=True, text=True).stdout
     modules = [line.split()[2] for line in listing.splitlines() if line.startswith("python -m")]
-    assert len(modules) == 9
+    assert len(modules) == 10
     folder = pathlib.Path(resnet_jax.__file__).parent
     assert all((folder / f"{name.removeprefix('resnet_jax.').replace('.', '/')}.py").exists() for name in modules)
 
