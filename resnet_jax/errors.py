@@ -14,9 +14,18 @@ class UserError(ValueError):
 
 
 class DivergedError(UserError):
-    """The loss, the gradient or the state is not finite any more."""
+    """The loss, the gradient or the state is not finite any more.
+
+    Args:
+      message: what, and what is left.
+      step: the first at which it was seen, or None.
+    """
 
     exit_status = 3
+
+    def __init__(self, message: str, step: int | None = None):
+        super().__init__(message)
+        self.step = step
 
 
 class InterruptedRun(UserError):

@@ -36,7 +36,7 @@ def check_finite(items: Mapping[str, Arrays], step: int) -> None:
     for item, arrays in items.items():
         for name, array in arrays.items():
             if jnp.issubdtype(array.dtype, jnp.inexact) and not np.isfinite(array).all():
-                raise DivergedError(f"{item} {name} is not finite after step {step}, so that step is not saved")
+                raise DivergedError(f"{item} {name} is not finite after step {step}, so that step is not saved", step)
 
 
 def describe(arrays: Arrays) -> dict[str, list]:

@@ -8,7 +8,7 @@ import contextlib
 import pathlib
 import shutil
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
@@ -108,8 +108,9 @@ class Checkpoints(SavedSteps):
 
     Args:
       workdir: run directory.
-      keep: number of the last steps to keep; the best is kept, too.
+      keep: number of the last steps to keep; the best and the last milestone are kept, too.
       best_metric: see `SavedSteps`.
+      is_milestone: says of a step whether every run of this config saves it, whenever it is stopped.
 
     Attributes:
       messages: which steps were not whole, and were moved to `checkpoints_corrupt/`, so that they can be saved again.
@@ -118,9 +119,15 @@ class Checkpoints(SavedSteps):
       UserError: there are checkpoints, but none is whole; nothing was moved. Or one may not be read.
     """
 
-    def __init__(self, workdir: str | pathlib.Path, keep: int = 1, best_metric: str = "accuracy"):
+    def __init__(
+        self,
+        workdir: str | pathlib.Path,
+        keep: int = 1,
+        best_metric: str = "accuracy",
+        is_milestone: Callable[[int], bool] = lambda step: True,
+    ):
         super().__init__(workdir, best_metric)
-        self._keep = keep
+        self._keep, self._is_milestone = keep, is_milestone
         self.messages: list[str] = []
         self._directory = self.workdir / DIRECTORY
         make_workdir(self._directory)
@@ -178,18 +185,19 @@ class Checkpoints(SavedSteps):
                 self._metrics[step] = saving.result()
                 self._metrics = {step: self._metrics[step] for step in self._remove_old()}
 
-    def restore_latest(self, like: Mapping[str, object]) -> tuple[int, dict, dict] | None:
+    def restore_latest(self, like: Mapping[str, object], *, milestone: bool = False) -> tuple[int, dict, dict] | None:
         """(step, trees by item, notes) of the newest whole checkpoint, or None before the first is saved.
 
         Newer ones, which are corrupt, are moved to `checkpoints_corrupt/`, so that their steps can be saved again.
 
         Args:
           like: trees of the expected shapes and dtypes, by item.
+          milestone: of the newest milestone instead.
 
         Raises:
           UserError: there are checkpoints, but none is whole, or the newest does not fit; nothing was moved.
         """
-        for step in reversed(self.steps()):
+        for step in (step for step in reversed(self.steps()) if self._is_milestone(step) or not milestone):
             try:
                 trees, manifest = read_trees(self.path(step), like)
             except CorruptCheckpoint as error:
@@ -226,7 +234,7 @@ class Checkpoints(SavedSteps):
     def _remove_old(self) -> set[int]:
         """Remove the steps that are not to be kept, and return the others."""
         steps = self.steps()
-        kept = {*steps[-self._keep :], self._best(steps)}
+        kept = {*steps[-self._keep :], self._best(steps), *list(filter(self._is_milestone, steps))[-1:]}
         for step in set(steps) - kept:
             self._writer.submit(remove, self.path(step))
         return kept

@@ -32,10 +32,11 @@ from resnet_jax.environment import describe_environment, xla_flags
 from resnet_jax.progress import Watch, unwatched
 from resnet_jax.training.accumulator import Accumulator
 from resnet_jax.training.console import TrainingDisplay, start_screen
-from resnet_jax.training.hooks import TrainingRun
 from resnet_jax.training.logs import MetricsLog
+from resnet_jax.training.nonfinite import skip_nonfinite
 from resnet_jax.training.parallel import DataParallel, agreed, check_same_everywhere, is_main_process
 from resnet_jax.training.program import Program
+from resnet_jax.training.run import TrainingRun
 from resnet_jax.training.step import TrainState, create_state, make_batch_fn, make_eval_step, make_train_step
 from resnet_jax.training.tensorboard import Events
 from resnet_jax.workdir import absolute, lock_workdir, read_environment, read_result, storage_errors, write_json
@@ -87,10 +88,11 @@ def finished_result(workdir: pathlib.Path, config: ml_collections.ConfigDict) ->
 def shared_program(config: ml_collections.ConfigDict) -> str:
     """Equal for configs whose runs can be trained together: those that differ in seed and learning rate alone.
 
-    Runs of the `stream` have each their own: their batches are made on the host, so together they win nothing.
+    Runs of the `stream` have each their own: their batches are made on the host, so together they win nothing. So have
+    those that may go back to a checkpoint, each at another step.
     """
     values = json.loads(config.to_json())
-    if values["data"]["loader"] == "device":
+    if values["data"]["loader"] == "device" and values["train"]["nonfinite"] != "rollback":
         del values["seed"], values["optim"]["lr"]
     return json.dumps(values, sort_keys=True)
 
@@ -191,6 +193,8 @@ class Assembly:
             **recipe.objective,
             class_weights=self.class_weights,
         )
+        if recipe.nonfinite == "skip":
+            train_step = skip_nonfinite(train_step)
 
         def eval_step(split):
             gather = functools.partial(loader.eval_gather, split)
@@ -296,7 +300,9 @@ def open_run(
             stack.enter_context(lock_workdir(workdir))
         changed = changes(workdir, config)
         keep, best = config.checkpoint.keep, config.checkpoint.best_metric
-        checkpoints = stack.enter_context(Checkpoints(workdir, keep, best)) if main else None
+        checkpoints = None
+        if main:
+            checkpoints = stack.enter_context(Checkpoints(workdir, keep, best, recipe.is_eval_step))
         devices = [device.device_kind for device in assembly.parallel.mesh.devices.flat]
         console.print(start_screen(recipe.describe(devices, xla_flags(), workdir)))
         state, step, notes = start_or_resume(recipe, initial_state(recipe), checkpoints, assembly, changed, console)
@@ -308,10 +314,13 @@ def open_run(
         log = stack.enter_context(MetricsLog(workdir, events, step, enabled=main, test_curve=recipe.test_curve))
         length = recipe.num_steps, recipe.epoch(recipe.num_steps)
         display = stack.enter_context(TrainingDisplay(console, bars, step, *length))
-        accumulator, seconds, data = Accumulator(notes["sums"]), notes["seconds"], assembly.data
+        in_a_row = notes.get("skipped_in_a_row", 0)
+        accumulator = Accumulator(notes["sums"], in_a_row, config.train.max_nonfinite)
+        seconds, data = notes["seconds"], assembly.data
         yield TrainingRun(
             *(recipe, workdir, console, card.to_json(), data, checkpoints, log, display, accumulator, seconds),
-            *(step, state, notes.get("evaluated", True)),
+            *(step, state, notes.get("evaluated", True), functools.partial(initial_state, recipe)),
+            rollbacks=notes.get("rollbacks", 0),
         )
 
 

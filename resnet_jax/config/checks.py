@@ -15,6 +15,7 @@ from resnet_jax.data.verify import HOW
 from resnet_jax.errors import UserError, did_you_mean
 from resnet_jax.models import DOWNSAMPLES, MODELS, NORMS, SHORTCUTS, STEMS, attributes_of, own_norm
 from resnet_jax.training.metrics import LOSSES
+from resnet_jax.training.nonfinite import POLICIES as NONFINITE
 from resnet_jax.training.optim import OPTIMIZERS, SCHEDULES
 from resnet_jax.training.parallel import WRAPPERS
 from resnet_jax.weights.pretrained import HEADS
@@ -36,6 +37,7 @@ _CHOICES = {
     "augment.view": VIEWS,
     "augment.policy": ("none", *POLICIES),
     "train.loss": LOSSES,
+    "train.nonfinite": NONFINITE,
     "eval.interpolation": INTERPOLATIONS,
     "data.normalization": ("channel", "pixel_mean", "weights"),
     "optim.name": OPTIMIZERS,
@@ -55,7 +57,8 @@ _RANGES = {
     "at least 1": (
         lambda x: x >= 1,
         "norm.groups norm.group_size train.batch_size train.steps train.grad_accum_steps train.steps_per_call "
-        "parallel.devices eval.batch_size eval.max_examples checkpoint.keep log.every_steps augment.repeats",
+        "train.max_nonfinite parallel.devices eval.batch_size eval.max_examples checkpoint.keep log.every_steps "
+        "augment.repeats",
     ),
     "1 to 16": (lambda x: 1 <= x <= 16, "augment.num_ops"),
     f"1 to {MAX_SIDE}": (lambda x: 1 <= x <= MAX_SIDE, "data.image_size eval.image_size"),

@@ -109,6 +109,10 @@ def _train() -> ml_collections.ConfigDict:
     train.label_smoothing = 0.0
     train.grad_accum_steps = 1  # microbatches that a device's batch is worked through in
     train.ema_decay = 0.0  # of the moving average of the weights, which is evaluated too; 0 for none
+    # At a number that is not finite: abort; skip the update, if no more than max_nonfinite in a row are; or rollback to
+    # the weights of the last checkpoint, and leave out the batches since then, at most max_nonfinite times
+    train.nonfinite = "abort"
+    train.max_nonfinite = 10
     train.steps_per_call = 1  # K steps in one program: for small nets on accelerators; slow on CPU
     return train
 

@@ -12,8 +12,8 @@ from resnet_jax.config.stored import LENGTH, read_config
 from resnet_jax.config.transfer import initial_weights
 from resnet_jax.data.splits import check_same_data
 from resnet_jax.errors import UserError
-from resnet_jax.training.hooks import checkpoint_items
 from resnet_jax.training.processes import broadcast, from_main
+from resnet_jax.training.run import checkpoint_items, state_of_items
 from resnet_jax.training.step import TrainState
 
 
@@ -55,9 +55,7 @@ def start_or_resume(
     for message in (*messages, *news, f"resuming from step {step} of {recipe.num_steps}"):
         console.print(message, highlight=False, markup=False, soft_wrap=True)
     trees = broadcast(read.get("trees"), like)
-    opt_state = state.opt_state._replace(inner_state=trees["optimizer"]["opt_state"], count=trees["optimizer"]["step"])
-    state = state.replace(**{**trees["model"], "opt_state": opt_state, "step": trees["optimizer"]["step"]})
-    return parallel.replicate(state), step, notes
+    return parallel.replicate(state_of_items(state, trees, step)), step, notes
 
 
 def _with_given_weights(recipe, state, console) -> TrainState:

@@ -30,12 +30,13 @@ from resnet_jax.environment import memory_errors, unseen_accelerator, use_compil
 from resnet_jax.errors import DivergedError, UserError
 from resnet_jax.progress import progress_bars, watch
 from resnet_jax.training.console import print_end
-from resnet_jax.training.hooks import TrainingRun
 from resnet_jax.training.logs import read_metrics
 from resnet_jax.training.loop import train_run
 from resnet_jax.training.parallel import is_main_process, join_processes
 from resnet_jax.training.preemption import Asked, Preemption, stop_requests
+from resnet_jax.training.probes import make_probes
 from resnet_jax.training.replicas import seconds_per_step, stack_states, train_replicas
+from resnet_jax.training.run import TrainingRun
 from resnet_jax.workdir import absolute, write_json
 
 _LESS_MEMORY = (
@@ -94,6 +95,7 @@ def train(
             preemption = stack.enter_context(_preemption(stop_requested, console))
             run = stack.enter_context(open_run(recipe, assembly, workdir, console, bars))
             run.program = assembly.program(random_keys(config.seed)[0])
+            run.probes = make_probes(run.program, recipe)
             stack.callback(run.program.loader.close)
             run.seconds_before += time.perf_counter() - started
             result = train_run(run, preemption)

@@ -47,6 +47,11 @@ class StepTimer:
         pending, self._pending = self._pending, None
         self._hand_over(pending)
 
+    def discard(self) -> None:
+        """Forget the sums of the last call."""
+        self._pending = None
+        self.restart()
+
     def lap(self, step: int) -> dict[str, float]:
         """`images_per_second` and `input_wait` up to a step; asked again for it, the same.
 
@@ -98,36 +103,62 @@ class Accumulator:
 
     Args:
       sums: from the notes of a checkpoint; the log does not depend on where a run was interrupted.
+      skipped_in_a_row: number of the last steps that were skipped, from there too.
+      max_skipped: maximum of it.
 
     Attributes:
       corrupt: number of images of the session that could not be decoded.
+      skipped_in_a_row: number of the last steps that were skipped; see `nonfinite.skip_nonfinite`.
     """
 
-    def __init__(self, sums: dict | None = None):
+    def __init__(self, sums: dict | None = None, skipped_in_a_row: int = 0, max_skipped: int = 0):
         self._sums = dict(sums) if sums else None
-        self.corrupt = 0.0
+        self._max_skipped = max_skipped
+        self.corrupt, self.skipped_in_a_row = 0.0, skipped_in_a_row
 
     def add(self, last_step: int, sums: dict[str, np.ndarray]) -> None:
         """Add the sums, (steps,) each, of a call that ends after `last_step`.
 
         Raises:
-          DivergedError: a loss, gradient or weight is not finite.
+          DivergedError: a loss, gradient or weight is not finite, or too many steps in a row were skipped for that.
         """
+        first_step = last_step - len(sums["count"]) + 1
+        skipped = sums.get("skipped", np.zeros_like(sums["count"])) > 0
         for name in ("loss", "grad_norm", "param_norm"):
-            broken = np.flatnonzero(~np.isfinite(sums[name]))
+            broken = np.flatnonzero(~np.isfinite(sums[name]) & ~skipped)
             if len(broken):
-                step = last_step - len(sums[name]) + 1 + broken[0]
-                raise DivergedError(f"the {name} of step {step} is {sums[name][broken[0]]}")
+                step = int(first_step + broken[0])
+                raise DivergedError(f"the {name} of step {step} is {sums[name][broken[0]]}", step)
+        self._count_skipped(first_step, skipped)
         self.corrupt += float(sums["corrupt"].sum())
         # In float64, so that the sum does not lose examples.
-        new = {name: sums[name].sum(dtype=np.float64) for name in ("loss", "correct", "correct5", "count")}
-        self._sums = new if self._sums is None else {name: self._sums[name] + value for name, value in new.items()}
+        new = {name: sums[name][~skipped].sum(dtype=np.float64) for name in ("loss", "correct", "correct5", "count")}
+        new["skipped"] = skipped.sum(dtype=np.float64)
+        self._sums = new if self._sums is None else {name: self._sums.get(name, 0) + new[name] for name in new}
 
-    def close(self) -> dict[str, float]:
-        """`loss` (nats per example), `accuracy` and `top5` (fractions) since the last call."""
+    def _count_skipped(self, first_step, skipped):
+        for step, is_skipped in enumerate(skipped, start=first_step):
+            self.skipped_in_a_row = self.skipped_in_a_row + 1 if is_skipped else 0
+            if self.skipped_in_a_row > self._max_skipped:
+                raise DivergedError(
+                    f"{self.skipped_in_a_row} steps in a row, up to step {step}, were not finite and were skipped, of "
+                    f"at most {self._max_skipped} (train.max_nonfinite)"
+                )
+
+    def clear(self) -> None:
+        """Forget the steps since the last log line."""
+        self._sums = None
+
+    def close(self) -> dict[str, float] | None:
+        """`loss` (nats per example), `accuracy` and `top5` (fractions) since the last call, and the number of `skipped`
+        steps, if there are any; None if all were.
+        """
         sums, self._sums = self._sums, None
+        if not sums["count"]:
+            return None
+        skipped = {"skipped": int(sums["skipped"])} if sums.get("skipped") else {}
         means = {name: float(sums[name]) / float(sums["count"]) for name in ("loss", "correct", "correct5")}
-        return {"loss": means["loss"], "accuracy": means["correct"], "top5": means["correct5"]}
+        return {"loss": means["loss"], "accuracy": means["correct"], "top5": means["correct5"], **skipped}
 
     def notes(self) -> dict | None:
         """The sums, as plain JSON."""

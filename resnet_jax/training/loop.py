@@ -5,11 +5,12 @@ import functools
 
 from resnet_jax.errors import DivergedError
 from resnet_jax.training.accumulator import StepTimer
-from resnet_jax.training.hooks import Hook, TrainingRun, make_hooks
+from resnet_jax.training.hooks import Hook, make_hooks
 from resnet_jax.training.preemption import Preemption
 from resnet_jax.training.processes import from_main
 from resnet_jax.training.program import Program
 from resnet_jax.training.results import final_result
+from resnet_jax.training.run import TrainingRun
 from resnet_jax.training.step import TrainState
 
 
@@ -64,8 +65,13 @@ def train_run(run: TrainingRun, preemption: Preemption) -> dict:
     try:
         with preemption.at_work():
             hooks = make_hooks(run, preemption)
-            state = run_loop(run.program, run.recipe, run.state, run.step, run.timer, hooks, preemption)
-            return final_result(run, state)
+            state, step = run.state, run.step
+            while True:
+                try:
+                    state = run_loop(run.program, run.recipe, state, step, run.timer, hooks, preemption)
+                    return final_result(run, state)
+                except DivergedError as error:
+                    state, step = run.roll_back(error)
     except DivergedError as error:
         raise explained(run, error) from None
 
@@ -76,4 +82,7 @@ def explained(run: TrainingRun, error: DivergedError) -> DivergedError:
         run.wait_until_saved()
     saved = from_main(lambda: run.checkpoints.steps())
     good = f"the last good checkpoint is of step {saved[-1]}" if saved else "no checkpoint was saved before"
-    return DivergedError(f"{error}; {good}, in {run.workdir}. Try a lower optim.lr or a warmup")
+    return DivergedError(
+        f"{error}; {good}, in {run.workdir}. Try a lower optim.lr or a warmup; or continue "
+        "without what broke it: --config.train.nonfinite=skip"
+    )

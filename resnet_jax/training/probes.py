@@ -1,6 +1,7 @@
 """Diagnostics of a run at work: `diagnostics.py` on its own batches, splits and devices."""
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -9,6 +10,42 @@ from resnet_jax.training.diagnostics import lesions, make_batch_moments, make_la
 from resnet_jax.training.metrics import scores
 from resnet_jax.training.program import Program
 from resnet_jax.training.step import TrainState
+
+
+class Probes(NamedTuple):
+    """What looks inside the net of a run.
+
+    Attributes:
+      layers: `(state, step)` -> the diagnostics of `LayerProbe`.
+      after_training: by name in `result.json`, `(state, watch)` -> what was found.
+    """
+
+    layers: Callable
+    after_training: dict[str, Callable]
+
+
+def make_probes(program: Program, recipe) -> Probes:
+    """The probes of a run.
+
+    Args:
+      program: compiled functions.
+      recipe: `config.recipe.Recipe`, which says which of them are wanted after training.
+    """
+
+    def find_lesions(state, watch):
+        return probe_lesions(program, recipe.model, state.variables, "test", watch)
+
+    def find_batch_statistics(state, watch):
+        batches = -(-recipe.num_examples // recipe.batch_size)
+        model = recipe.create_model(momentum=0.0, **recipe.batch_statistics_axis(program.parallel))
+        return probe_batch_statistics(program, model, state, batches, "test", watch)
+
+    after_training = {}
+    if recipe.wants_lesions:
+        after_training["lesions"] = find_lesions
+    if recipe.wants_precise_statistics and "batch_stats" in recipe.variable_shapes:
+        after_training["batch_statistics"] = find_batch_statistics
+    return Probes(LayerProbe(program, recipe).measure, after_training)
 
 
 class LayerProbe:

@@ -10,11 +10,13 @@ import jax.numpy as jnp
 
 from resnet_jax.errors import DivergedError, InterruptedRun
 from resnet_jax.training.accumulator import StepTimer
-from resnet_jax.training.hooks import Hook, TrainingRun, make_hooks
+from resnet_jax.training.hooks import Hook, make_hooks
 from resnet_jax.training.loop import explained, run_loop, train_run
 from resnet_jax.training.preemption import Preemption
+from resnet_jax.training.probes import make_probes
 from resnet_jax.training.program import Program
 from resnet_jax.training.results import final_result
+from resnet_jax.training.run import TrainingRun
 from resnet_jax.training.step import TrainState
 
 
@@ -141,13 +143,15 @@ def train_replicas(
 def _train_group(runs, program, preemption) -> list[dict | DivergedError]:
     replicas = [Replica(run, index) for index, run in enumerate(runs)]
     if len(runs) == 1:
-        runs[0].program = program
+        runs[0].program, runs[0].probes = program, make_probes(program, runs[0].recipe)
         try:
             return [train_run(runs[0], preemption)]
         except DivergedError as error:
             return [error]
     for replica in replicas:
-        replica.run.program, replica.run.num_replicas = program.replica(replica.index), len(runs)
+        run = replica.run
+        run.program, run.num_replicas = program.replica(replica.index), len(runs)
+        run.probes = make_probes(run.program, run.recipe)
     each = EachReplica(replicas, preemption)
     timer = StepTimer(each.deliver, max(run.seconds_before for run in runs))
     for run in runs:

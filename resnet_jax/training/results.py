@@ -3,10 +3,9 @@
 import functools
 
 from resnet_jax.errors import InterruptedRun
-from resnet_jax.training.hooks import StopWatching, TrainingRun
 from resnet_jax.training.parallel import is_main_process
-from resnet_jax.training.probes import probe_batch_statistics, probe_lesions
 from resnet_jax.training.processes import from_main
+from resnet_jax.training.run import StopWatching, TrainingRun
 from resnet_jax.training.step import TrainState
 
 
@@ -27,15 +26,9 @@ def final_result(run: TrainingRun, state: TrainState) -> dict:
 
 
 def _final_findings(run: TrainingRun, state: TrainState) -> dict:
-    recipe, program = run.recipe, run.program
     found = _final_scores(run, state)
-    if recipe.wants_lesions:
-        found["lesions"] = probe_lesions(program, recipe.model, state.variables, "test", run.watch)
-    if recipe.wants_precise_statistics and state.batch_stats:
-        batches = -(-recipe.num_examples // recipe.batch_size)
-        model = recipe.create_model(momentum=0.0, **recipe.batch_statistics_axis(program.parallel))
-        probed = probe_batch_statistics(program, model, state, batches, "test", run.watch)
-        found["batch_statistics"] = probed
+    for name, probe in run.probes.after_training.items():
+        found[name] = probe(state, run.watch)
     return found
 
 

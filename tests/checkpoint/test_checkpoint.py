@@ -11,8 +11,8 @@ import pytest
 from resnet_jax import UserError, create_model
 from resnet_jax.checkpoint import Checkpoints, CorruptCheckpoint, SavedSteps, read_step, unflatten
 from resnet_jax.errors import DivergedError
-from resnet_jax.training.hooks import checkpoint_items
 from resnet_jax.training.optim import make_optimizer
+from resnet_jax.training.run import checkpoint_items
 from resnet_jax.training.step import TrainState, create_state
 from resnet_jax.workdir import StorageError
 from tests import tiny  # noqa: F401  (registers the tiny net)

@@ -3,7 +3,6 @@
 import functools
 import importlib
 import os
-import pathlib
 import re
 import shutil
 import subprocess
@@ -190,8 +189,9 @@ def test_the_package_lists_its_commands_and_each_is_there(tmp_path):
     listing = subprocess.run([sys.executable, "-m", "resnet_jax"], cwd=ROOT, capture_output=True, text=True).stdout
     modules = [line.split()[2] for line in listing.splitlines() if line.startswith("python -m")]
     assert len(modules) == 10
-    folder = pathlib.Path(resnet_jax.__file__).parent
-    assert all((folder / f"{name.removeprefix('resnet_jax.').replace('.', '/')}.py").exists() for name in modules)
+    for name in modules:
+        spec = importlib.util.find_spec(name)
+        assert not spec.submodule_search_locations or importlib.util.find_spec(f"{name}.__main__"), name
 
 
 def test_a_run_continues_with_other_settings_that_do_not_touch_the_result(tmp_path):
