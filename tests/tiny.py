@@ -1,5 +1,11 @@
 """A net and a config so small that a whole run takes seconds. As a script it trains: tiny.py WORKDIR KEY=VALUE ..."""
 
+# ruff: noqa: E402
+if __name__ == "__main__":
+    from resnet_jax import signals
+
+    signals.end_before_training()  # before the rest is imported, as in train.py
+
 import ast
 import functools
 import sys
