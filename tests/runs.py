@@ -51,22 +51,21 @@ def rewrite_manifest(step_folder, **changes):
     file.write_text(json.dumps({**values, "digest": digest}, sort_keys=True, separators=(",", ":")))
 
 
-def at_step(monkeypatch, step, act):
-    """Do something when the loop has handed `step` calls to the device."""
+def at_step(monkeypatch, acts):
+    """Do something, by number, when the loop has handed so many calls to the device."""
     timed, calls = StepTimer.add, []
 
     def counting(self, *arguments):
         timed(self, *arguments)
         calls.append(1)
-        if len(calls) == step:
-            act()
+        acts.get(len(calls), bool)()
 
     monkeypatch.setattr(StepTimer, "add", counting)
 
 
 def stop_after(monkeypatch, step):
     """Send Ctrl-C when the loop has handed `step` calls to the device."""
-    at_step(monkeypatch, step, lambda: os.kill(os.getpid(), signal.SIGINT))
+    at_step(monkeypatch, {step: lambda: os.kill(os.getpid(), signal.SIGINT)})
 
 
 def start_process(workdir, cache=None, **settings):

@@ -311,7 +311,8 @@ def open_run(
         if main:
             _describe_run(workdir, plain, environment, card.to_json(), changed)
         events = functools.partial(Events, workdir, plain)
-        log = stack.enter_context(MetricsLog(workdir, events, step, enabled=main, test_curve=recipe.test_curve))
+        settings = {"test_curve": recipe.test_curve, "tolerant": recipe.on_save_error == "continue"}
+        log = stack.enter_context(MetricsLog(workdir, events, step, enabled=main, **settings))
         length = recipe.num_steps, recipe.epoch(recipe.num_steps)
         display = stack.enter_context(TrainingDisplay(console, bars, step, *length))
         in_a_row = notes.get("skipped_in_a_row", 0)

@@ -46,6 +46,7 @@ _CHOICES = {
     "optim.schedule": SCHEDULES,
     "optim.warmup_shape": ("linear", "constant"),
     "parallel.wrapper": WRAPPERS,
+    "checkpoint.on_error": ("stop", "continue"),
     "checkpoint.best_metric": (*METRICS, *(f"ema_{metric}" for metric in METRICS)),
 }
 _MAY_BE_NONE = (
@@ -70,7 +71,7 @@ _RANGES = {
         "data.validation_size augment.pad_crop augment.cutout augment.mixup augment.cutmix augment.lighting "
         "augment.magnitude_std optim.lr "
         "optim.weight_decay optim.clip_norm optim.warmup_epochs optim.warmup_steps optim.warmup_from optim.end_lr "
-        "checkpoint.every_minutes",
+        "checkpoint.every_minutes train.watchdog_seconds",
     ),
     "at least 0 and less than 1": (
         lambda x: 0 <= x < 1,

@@ -113,6 +113,7 @@ def _train() -> ml_collections.ConfigDict:
     # the weights of the last checkpoint, and leave out the batches since then, at most max_nonfinite times
     train.nonfinite = "abort"
     train.max_nonfinite = 10
+    train.watchdog_seconds = 3600.0  # print all stacks and exit if no step was made for so long; 0: wait for ever
     train.steps_per_call = 1  # K steps in one program: for small nets on accelerators; slow on CPU
     return train
 
@@ -176,6 +177,7 @@ def _diagnostics() -> ml_collections.ConfigDict:
 def _checkpoint() -> ml_collections.ConfigDict:
     checkpoint = ml_collections.ConfigDict()
     checkpoint.keep = 2  # the last so many, and the best
+    checkpoint.on_error = "stop"  # where a save fails, as on a full disk; or "continue" without it
     checkpoint.every_minutes = 10.0  # besides those of evaluations, after so many minutes without one; 0 for none
     checkpoint.best_metric = "accuracy"  # on the validation split: accuracy, top5, loss; or ema_accuracy, ...
     return checkpoint

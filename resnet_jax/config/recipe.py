@@ -28,7 +28,8 @@ class Recipe:
     Attributes:
       config, info: as given.
       data_name, max_corrupt, max_examples, test_curve, batch_size, nonfinite, max_nonfinite, wants_lesions,
-      wants_precise_statistics: see default.py.
+      wants_precise_statistics, watchdog_seconds: see default.py.
+      on_save_error: see checkpoint.on_error there.
       seconds_between_saves: of checkpoints without an evaluation.
       image_shape: (height, width, channels) of the model's input.
       model: without a device axis: batch statistics are those of the images that it is called with.
@@ -51,6 +52,8 @@ class Recipe:
         self.max_examples = config.eval.max_examples
         self.seconds_between_saves = 60 * config.checkpoint.every_minutes or math.inf
         self.nonfinite, self.max_nonfinite = config.train.nonfinite, config.train.max_nonfinite
+        self.on_save_error = config.checkpoint.on_error
+        self.watchdog_seconds = config.train.watchdog_seconds
         self.wants_lesions = config.diagnostics.lesions
         self.wants_precise_statistics = config.diagnostics.precise_statistics
         self.image_shape = self._image_shape()

@@ -30,6 +30,7 @@ _OLD_VALUES = {("data.workers", "auto"): "threads"}  # "auto" measured at the st
 NOT_OF_THE_RESULT = (
     *("data.data_dir", "data.workers", "data.num_workers", "data.max_corrupt", "data.verify"),
     *("eval.batch_size", "log.every_steps", "checkpoint.keep", "checkpoint.every_minutes"),
+    *("checkpoint.on_error", "train.watchdog_seconds"),
     *("train.nonfinite", "train.max_nonfinite"),  # of a run whose numbers are finite
 )
 LENGTH = ("train.epochs", "train.steps", "optim.milestones")

@@ -37,6 +37,7 @@ from resnet_jax.training.preemption import Asked, Preemption, stop_requests
 from resnet_jax.training.probes import make_probes
 from resnet_jax.training.replicas import seconds_per_step, stack_states, train_replicas
 from resnet_jax.training.run import TrainingRun
+from resnet_jax.training.watchdog import watchdog
 from resnet_jax.workdir import absolute, write_json
 
 _LESS_MEMORY = (
@@ -96,6 +97,7 @@ def train(
             run = stack.enter_context(open_run(recipe, assembly, workdir, console, bars))
             run.program = assembly.program(random_keys(config.seed)[0])
             run.probes = make_probes(run.program, recipe)
+            run.watchdog = stack.enter_context(watchdog(recipe.watchdog_seconds))
             stack.callback(run.program.loader.close)
             run.seconds_before += time.perf_counter() - started
             result = train_run(run, preemption)
@@ -161,7 +163,9 @@ def train_together(
             stack.enter_context(open_run(recipe, assembly, absolute(workdir), console, bars))
             for recipe, workdir in zip(recipes, workdirs, strict=True)
         ]
+        shared = stack.enter_context(watchdog(recipes[0].watchdog_seconds))
         for run in runs:
+            run.watchdog = shared
             run.seconds_before += time.perf_counter() - started
         preemption = stack.enter_context(_preemption(stop_requested, console))
         outcomes = train_replicas(runs, make_program, preemption)

@@ -90,7 +90,7 @@ _LENGTH = ("train.epochs", "train.steps")  # one length in two units
 _HARMLESS_GROUPS = ("checkpoint.", "diagnostics.", "log.")
 _HARMLESS = (
     "seed model.num_classes data.data_dir data.workers data.num_workers data.verify data.max_corrupt "
-    "train.steps_per_call "
+    "train.steps_per_call train.watchdog_seconds "
     "parallel.wrapper parallel.distributed eval.batch_size eval.every_epochs eval.test_curve"
 ).split()
 

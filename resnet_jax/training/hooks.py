@@ -32,9 +32,13 @@ class Hook:
 
 
 class ShowProgress(Hook):
-    """Moves the progress bar."""
+    """Moves the progress bar, and tells the watchdog that something moves."""
+
+    def start(self, step, state):
+        self.run.watchdog.wait()
 
     def __call__(self, step, state):
+        self.run.watchdog.wait()
         self.run.display.advance(step)
 
 
@@ -137,8 +141,7 @@ class Save(Hook):
 
     def __call__(self, step, state):
         run = self.run
-        if run.checkpoints is not None:
-            run.checkpoints.check_saving()
+        run.check_saving()
         if run.recipe.is_eval_step(step):
             self._save(step, state)
         elif time.monotonic() - self._last_save >= run.recipe.seconds_between_saves:

@@ -1,8 +1,8 @@
 """The log of a run: `metrics.jsonl` and TensorBoard events."""
 
-import contextlib
 import json
 import pathlib
+import warnings
 from collections.abc import Callable
 
 from resnet_jax.errors import UserError
@@ -16,6 +16,7 @@ class MetricsLog:
       workdir: run directory.
       make_events: from a step, whose events and later ones are void, or None; see `tensorboard.Events`.
       after_step: lines of later steps, left by a run that was killed, are dropped (all, if it had saved none).
+      tolerant: keep lines that cannot be written, say so once, and write them later; otherwise it is an error.
       enabled: if False, nothing is read or written (a process that is not the main one).
       test_curve: the test split is scored all along; otherwise only at the end, and those lines are dropped too.
 
@@ -23,7 +24,7 @@ class MetricsLog:
       train_scores: loss, accuracy and top5 of the training lines, by step.
 
     Raises:
-      OSError: `metrics.jsonl` cannot be written; of events that cannot, it is said once.
+      OSError: `metrics.jsonl` cannot be written, without `tolerant`; of events that cannot, it is said once.
     """
 
     def __init__(
@@ -33,6 +34,7 @@ class MetricsLog:
         after_step: int,
         enabled: bool = True,
         test_curve: bool = False,
+        tolerant: bool = False,
     ):
         self._enabled = enabled
         self.train_scores = {}
@@ -46,7 +48,8 @@ class MetricsLog:
             if after_step and line["step"] <= after_step and (test_curve or line["split"] != "test")
         ]
         write_text(path, "".join(json.dumps(line) + "\n" for line in kept))
-        self._path, self._file = path, path.open("a")
+        self._path, self._file = path, path.open("ab", buffering=0)  # a buffer would be written again after an error
+        self._tolerant, self._pending = tolerant, b""
         for line in kept:
             self._remember(line)
         self._events = make_events(after_step + 1 if lines else None)
@@ -56,8 +59,7 @@ class MetricsLog:
 
     def __exit__(self, *_) -> None:
         if self._enabled:
-            with contextlib.suppress(OSError):  # of a line that could not be written, which was said
-                self._file.close()
+            self._file.close()
             self._events.close()
 
     def write(self, split: str, step: int, epoch: float, values: dict[str, float | dict[str, float]]) -> None:
@@ -65,9 +67,15 @@ class MetricsLog:
         if not self._enabled:
             return
         line = {"step": step, "epoch": round(epoch, 6), "split": split, **values}
-        with naming(self._path):
-            self._file.write(json.dumps(line, allow_nan=False) + "\n")
-            self._file.flush()
+        self._pending += json.dumps(line, allow_nan=False).encode() + b"\n"
+        try:
+            with naming(self._path):
+                while self._pending:
+                    self._pending = self._pending[self._file.write(self._pending) :]
+        except OSError as error:
+            if not self._tolerant:
+                raise
+            warnings.warn(f"{self._path}: {error.strerror}; its lines are written later", stacklevel=1)
         self._remember(line)
         self._events.write(split, step, values)
 

@@ -86,6 +86,7 @@ class EachReplica(Hook):
         recipe = self._replicas[0].run.recipe
         stopping = self._preemption(step)
         for replica in self._replicas:
+            replica.run.watchdog.wait()
             replica.run.display.advance(step)
         if stopping or recipe.is_log_step(step):  # else the hooks of a replica have nothing to do
             self._replicas[0].run.timer.flush()  # a replica that has diverged by now has no duties

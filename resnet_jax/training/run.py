@@ -20,7 +20,8 @@ from resnet_jax.training.preemption import NOTHING_LOST, Preemption
 from resnet_jax.training.processes import broadcast, from_main
 from resnet_jax.training.program import Program
 from resnet_jax.training.step import TrainState
-from resnet_jax.workdir import resume_command, write_json
+from resnet_jax.training.watchdog import Watchdog
+from resnet_jax.workdir import StorageError, resume_command, write_json
 
 
 @dataclasses.dataclass
@@ -43,6 +44,7 @@ class TrainingRun:
       probes: `probes.Probes`.
       timer: shared by replicas.
       preemption: says whether the run is asked to stop.
+      watchdog: is told to wait after each call and each batch of an evaluation.
       rollbacks: how often the run went back to a checkpoint since it began.
       num_replicas: number of runs that share the time.
     """
@@ -65,6 +67,7 @@ class TrainingRun:
     probes: object | None = None
     timer: StepTimer | None = None
     preemption: Preemption | None = None
+    watchdog: Watchdog | None = None
     rollbacks: int = 0
     num_replicas: int = 1
 
@@ -83,6 +86,8 @@ class TrainingRun:
         self.timer.flush()
         if self.checkpoints is None:
             return
+        with self._failed_saves():
+            self.checkpoints.wait()
         notes = {"sums": self.accumulator.notes(), "seconds": self.timer.seconds(), "data": self.data}
         notes |= {"evaluated": evaluated, "rollbacks": self.rollbacks}
         notes["skipped_in_a_row"] = self.accumulator.skipped_in_a_row
@@ -155,13 +160,39 @@ class TrainingRun:
           StopWatching: asked to stop.
         """
         for item in self.display.watch(name, items, total):
+            self.watchdog.wait()
             if self.preemption.poll():
                 raise StopWatching
             yield item
 
+    def check_saving(self) -> None:
+        """Notice a save that has failed by now.
+
+        Raises:
+          DivergedError, StorageError: it has.
+        """
+        if self.checkpoints is not None:
+            with self._failed_saves():
+                self.checkpoints.check_saving()
+
     def wait_until_saved(self) -> None:
         """Return when the save under way is on the disk; its error is that of all processes."""
-        from_main(lambda: self.checkpoints.wait())
+
+        def wait():
+            with self._failed_saves():
+                self.checkpoints.wait()
+
+        from_main(wait)
+
+    @contextlib.contextmanager
+    def _failed_saves(self) -> Iterator[None]:
+        """Let a save that failed on the disk end the run, or be said, as the config wants it."""
+        try:
+            yield
+        except StorageError as error:
+            if self.recipe.on_save_error == "stop":
+                raise
+            self.console.print(f"not saved, and training continues: {error}", highlight=False, soft_wrap=True)
 
     def read_best(self, state: TrainState) -> tuple[int, dict]:
         """(step, weights as in `state`) of the best checkpoint; those that are corrupt are said and left out.

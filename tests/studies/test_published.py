@@ -73,11 +73,13 @@ HARMLESS = set(
     "seed model.num_classes data.data_dir data.workers data.num_workers data.verify data.max_corrupt "
     "train.steps_per_call parallel.wrapper parallel.distributed eval.batch_size eval.every_epochs eval.test_curve "
     "diagnostics.layers diagnostics.lesions diagnostics.precise_statistics checkpoint.keep checkpoint.best_metric "
-    "checkpoint.every_minutes log.every_steps".split()
+    "checkpoint.every_minutes checkpoint.on_error train.watchdog_seconds log.every_steps".split()
 )
 # Valid values where they are no numbers; the first that differs from the recipe's is taken.
 VALUES = {
     "init_from": ("/elsewhere",),
+    "train.nonfinite": ("skip",),
+    "checkpoint.on_error": ("continue",),
     "head": ("new",),
     "freeze": ("^conv1/",),
     "norm.epsilon": (1e-3,),

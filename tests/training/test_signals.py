@@ -174,3 +174,16 @@ def test_a_signal_that_was_ignored_from_the_start_is_no_request(tmp_path):
     output = process.communicate()[0]
     assert process.returncode == 0, output
     assert json.loads((tmp_path / "result.json").read_text())["completed"]
+
+
+@pytest.mark.slow
+def test_a_process_in_which_nothing_moves_prints_its_stacks_and_ends(tmp_path):
+    code = (
+        "import threading\nfrom resnet_jax import train\nfrom tests.tiny import tiny_config\n"
+        "def hang(step):\n    if step == 5: threading.Event().wait()\n"
+        f"train(tiny_config(train__watchdog_seconds=15.0), {str(tmp_path / 'run')!r}, stop_requested=hang)\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    ended = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert ended.returncode == 1
+    assert "Timeout (0:00:15)!" in ended.stderr and "in hang" in ended.stderr and "in run_loop" in ended.stderr

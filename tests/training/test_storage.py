@@ -3,11 +3,13 @@
 import functools
 import importlib
 import importlib.util
+import io
 import os
 import re
 import shutil
 import subprocess
 import sys
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -21,9 +23,9 @@ from resnet_jax.checkpoint import SavedSteps
 from resnet_jax.config import build
 from resnet_jax.environment import unseen_accelerator
 from resnet_jax.errors import DivergedError
-from resnet_jax.training.logs import read_metrics
+from resnet_jax.training.logs import MetricsLog, read_metrics
 from resnet_jax.workdir import StorageError
-from tests.runs import ROOT, at_step
+from tests.runs import ROOT, at_step, logged
 from tests.tiny import tiny_config
 
 QUIET = Console(quiet=True)
@@ -72,12 +74,51 @@ def test_a_full_disk_ends_a_run_with_one_line_and_the_run_can_go_on(small_disk, 
         (workdir / "filling").write_bytes(bytes(shutil.disk_usage(workdir).free))
 
     with monkeypatch.context() as patch, pytest.raises(StorageError, match="No space left on device") as stopped:
-        at_step(patch, 15, fill)
+        at_step(patch, {15: fill})
         train(tiny_config(), workdir, QUIET)
     assert "\n" not in str(stopped.value) and "Make room, then continue: the same command with" in str(stopped.value)
     assert SavedSteps(workdir).steps() == [10]
     (workdir / "filling").unlink()
     assert train(tiny_config(), workdir, QUIET)["completed"]
+
+
+def test_a_run_goes_on_over_a_full_disk_if_it_is_told_to_and_keeps_what_it_had(small_disk, monkeypatch):
+    workdir = small_disk(2_000_000) / "run"
+    config = tiny_config(checkpoint__on_error="continue")
+
+    def fill():
+        wait_for(workdir / "checkpoints" / "10")
+        (workdir / "filling").write_bytes(bytes(shutil.disk_usage(workdir).free))
+
+    def empty():
+        assert SavedSteps(workdir).steps() == [10]
+        (workdir / "filling").unlink()
+
+    with monkeypatch.context() as patch:
+        at_step(patch, {15: fill, 28: empty})
+        train(config, workdir, console := Console(file=io.StringIO()))
+    assert "not saved, and training continues: " in console.file.getvalue()
+    assert SavedSteps(workdir).steps() == [10, 30]
+    train(tiny_config(), workdir.parent / "whole", QUIET)
+    assert logged(workdir) == logged(workdir.parent / "whole")
+
+
+def test_lines_that_a_full_disk_did_not_take_are_written_when_it_does(small_disk):
+    workdir = small_disk(100_000)
+    filling = workdir / "filling"
+    with MetricsLog(workdir, lambda step: mock.Mock(), 0, tolerant=True) as log:
+        filling.write_bytes(bytes(shutil.disk_usage(workdir).free))
+        with pytest.warns(UserWarning, match="No space left on device; its lines are written later"):
+            for step in range(200):
+                log.write("layers", step, 0.0, {"x": 0.1 * step})
+        assert len(read_metrics(workdir / "metrics.jsonl")) < 200
+        filling.unlink()
+        log.write("layers", 200, 0.0, {"x": 0.0})
+    assert [line["step"] for line in read_metrics(workdir / "metrics.jsonl")] == list(range(201))
+    with MetricsLog(workdir, lambda step: mock.Mock(), 200) as log, pytest.raises(OSError, match="No space left"):
+        filling.write_bytes(bytes(shutil.disk_usage(workdir).free))
+        for step in range(201, 400):
+            log.write("layers", step, 0.0, {"x": 0.1 * step})
 
 
 def test_events_that_cannot_be_written_end_and_the_run_does_not(tmp_path, monkeypatch):
@@ -86,7 +127,7 @@ def test_events_that_cannot_be_written_end_and_the_run_does_not(tmp_path, monkey
     def full():
         monkeypatch.setattr(RecordWriter, "flush", lambda self: os.write(os.open("/dev/full", os.O_WRONLY), b"x"))
 
-    at_step(monkeypatch, 6, full)
+    at_step(monkeypatch, {6: full})
     with pytest.warns(UserWarning, match="TensorBoard events end here: No space left on device; metrics.jsonl has all"):
         assert train(tiny_config(), tmp_path, QUIET)["completed"]
 
@@ -101,7 +142,7 @@ def test_a_workdir_that_is_gone_is_one_line(tmp_path, monkeypatch, change):
         if change == "removed":
             shutil.rmtree(tmp_path / "elsewhere")
 
-    at_step(monkeypatch, 15, act)
+    at_step(monkeypatch, {15: act})
     with pytest.raises(StorageError, match="the folder .*run was moved or removed during the run") as stopped:
         train(tiny_config(), workdir, QUIET)
     assert "\n" not in str(stopped.value)
@@ -119,7 +160,7 @@ def test_something_else_where_a_run_writes_is_one_line(tmp_path, name):
 
 
 def test_what_does_not_fit_into_memory_says_what_to_try(tmp_path, monkeypatch):
-    at_step(monkeypatch, 2, lambda: jnp.zeros(10**14).block_until_ready())
+    at_step(monkeypatch, {2: lambda: jnp.zeros(10**14).block_until_ready()})
     with pytest.raises(UserError, match=r"device memory: .*ut of memory.* Try a smaller train.batch_size"):
         train(tiny_config(), tmp_path, QUIET)
 

@@ -1,0 +1,39 @@
+"""Ends a process in which nothing moves any more: a collective that waits for a host that is gone, a dead disk."""
+
+import contextlib
+import faulthandler
+import sys
+import time
+from collections.abc import Iterator
+
+_SECONDS_BETWEEN = 1.0
+
+
+class Watchdog:
+    """Prints the stacks of all threads and ends the process, with status 1, if it is not told to wait in time.
+
+    It is a thread of the interpreter's own, which needs no Python to run.
+
+    Args:
+      seconds: how long to wait; 0 for ever.
+    """
+
+    def __init__(self, seconds: float):
+        self._seconds = seconds
+        self._next = 0.0
+
+    def wait(self) -> None:
+        """Wait from now on; cheap enough for every step."""
+        now = time.monotonic()
+        if self._seconds and now >= self._next:
+            self._next = now + min(_SECONDS_BETWEEN, self._seconds / 10)
+            faulthandler.dump_traceback_later(self._seconds, exit=True, file=sys.__stderr__)
+
+
+@contextlib.contextmanager
+def watchdog(seconds: float) -> Iterator[Watchdog]:
+    """A watchdog for as long as a run is at work."""
+    try:
+        yield Watchdog(seconds)
+    finally:
+        faulthandler.cancel_dump_traceback_later()
