@@ -43,10 +43,7 @@ def _pmap(function: Callable, mesh: Mesh, donate: bool) -> Callable:
     def call(first, inputs):
         return mapped(np.arange(mesh.size), first, by_device(inputs))
 
-    def lower(first, inputs):
-        return mapped.lower(np.arange(mesh.size), first, jax.eval_shape(by_device, inputs))
-
-    call.lower = lower
+    call.lower = lambda first, inputs: mapped.lower(np.arange(mesh.size), first, jax.eval_shape(by_device, inputs))
     return call
 
 
@@ -143,10 +140,7 @@ class DataParallel:
         self.compiles_ahead = wrapper != "pmap"
 
     def compile(self, function: Callable, donate: bool = False) -> Callable:
-        """The function on all devices at once; `donate` gives up the first argument's memory.
-
-        Its `lower`, as that of `jax.jit`, compiles ahead of time.
-        """
+        """The function on all devices at once, with `lower` as of `jax.jit`; `donate` gives up the first's memory."""
         return self._wrap(function, self.mesh, donate)
 
     def replicate(self, tree):

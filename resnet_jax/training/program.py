@@ -39,7 +39,7 @@ class Program:
         self.batch_of, self.loader, self.parallel = batch_of, loader, parallel
         # Not functools.cache on methods: it would keep every program, with its data, as long as the process lives.
         self.train_steps = functools.cache(self._compile_train_steps)
-        self._eval_steps = functools.cache(self._compile_eval_step)
+        self.eval_steps = functools.cache(self._compile_eval_step)
         self._ready = {}
 
     def inputs(self, step: int) -> StepInputs:
@@ -80,12 +80,7 @@ class Program:
         return self.parallel.compile(self._eval_step(split))
 
     def compile_train_steps(self, count: int, state, inputs: StepInputs) -> jax.stages.Compiled:
-        """The function of `train_steps`, compiled ahead of time.
-
-        Args:
-          count: number of steps.
-          state, inputs: the arguments, or their shapes and dtypes (`jax.ShapeDtypeStruct`).
-        """
+        """The function of `train_steps`, ahead of time; of its arguments shapes and dtypes are enough."""
         return self.train_steps(count).lower(state, inputs).compile()
 
     def prepare(self, count: int, state, inputs: StepInputs) -> None:
@@ -97,13 +92,9 @@ class Program:
         if shapes not in self._ready and self.parallel.compiles_ahead:
             self._ready[shapes] = self.compile_train_steps(count, state, inputs)
 
-    def compile_eval_step(self, split: str, variables: dict, inputs: StepInputs) -> jax.stages.Compiled:
-        """The function that `evaluate` calls for each batch, compiled ahead of time; arguments as above."""
-        return self._eval_steps(split).lower(variables, inputs).compile()
-
     def evaluate(self, variables: dict, split: str, watch: Callable | None = None) -> dict[str, np.ndarray]:
         """The rows of `make_eval_step` for a split, each example exactly once, in its stored order."""
-        step, inputs = self._eval_steps(split), self.loader.eval_inputs(split)
+        step, inputs = self.eval_steps(split), self.loader.eval_inputs(split)
         if watch:  # see `progress.watch`
             inputs = watch(split, inputs, -(-len(self.loader.splits[split]) // self.loader.eval_batch_size(split)))
         batches = [jax.device_get(step(variables, each)) for each in inputs]

@@ -127,3 +127,17 @@ def test_a_split_is_copied_to_the_device_once_and_when_it_is_used():
 @pytest.mark.parametrize(("epochs", "expected"), [(1, 4), (2, 7), (0.5, 2), (8, 25), (0.1, 1)])
 def test_steps_for_epochs_is_the_first_step_that_completes_them(epochs, expected):
     assert steps_for_epochs(epochs, num_examples=100, batch_size=32) == expected
+
+
+def shapes_of(inputs):
+    return jax.tree.map(lambda x: (x.shape, x.dtype), inputs)
+
+
+@pytest.mark.parametrize("settings", [{}, {"steps_per_call": 8, "batch_size": 64}, {"key": jax.random.split(KEY, 3)}])
+def test_the_shapes_of_inputs_are_known_before_anything_is_copied(settings):
+    loader = make_loader(shards=4, **settings)
+    train, evaluation = loader.input_shapes(5), loader.eval_input_shapes("test")
+    assert loader._arrays == {}
+    chex.assert_trees_all_equal(shapes_of(train), shapes_of(jax.tree.map(jnp.asarray, loader.inputs(5))))
+    real = jax.tree.map(jnp.asarray, next(loader.eval_inputs("test")))
+    chex.assert_trees_all_equal(shapes_of(evaluation), shapes_of(real))

@@ -191,3 +191,28 @@ def test_a_corrupt_image_is_not_dropped_from_evaluation():
     assert batch["mask"].sum() == 10
     assert np.flatnonzero(batch["corrupt"]).tolist() == [4]
     assert not batch["image"][4].any() and not batch["image"][10:].any()
+
+
+# --- shapes ---
+
+
+def test_the_shapes_of_inputs_are_known_before_anything_is_read():
+    def growing(step):
+        return (8, 8, 3) if step < 2 else (16, 16, 3)
+
+    loader = make_loader(shape=growing, shards=4)
+    pairs = [(loader.input_shapes(step), loader.inputs(step)) for step in (1, 2)]
+    pairs += [(loader.eval_input_shapes("test"), next(loader.eval_inputs("test")))]
+    loader.close()
+    for expected, real in pairs:
+        chex.assert_trees_all_equal(*(jax.tree.map(lambda x: (x.shape, x.dtype), each) for each in (expected, real)))
+
+
+def test_shapes_need_no_data():
+    class Nothing:
+        def __len__(self):
+            return 10
+
+    loader = make_loader(Nothing(), Nothing())
+    assert loader.input_shapes(0).sharded["image"].shape == (12, 8, 8, 3)
+    assert loader.eval_input_shapes("test").sharded["image"].shape == (10, 8, 8, 3)
