@@ -11,9 +11,6 @@ of temporaries for its batch; the number of all-reduces. The step of ResNet-50 t
 """
 
 import functools
-import importlib.util
-import os
-import re
 import time
 from collections.abc import Callable
 
@@ -24,17 +21,14 @@ from benchmarks import ours
 from benchmarks.harness import benchmark, command_parser, print_line
 from benchmarks.peers import flax_baseline
 from resnet_jax.data.order import StepInputs
-from resnet_jax.errors import UserError
 from resnet_jax.models import create_model
-from resnet_jax.planning.hlo import main_memory_traffic
+from resnet_jax.planning.hlo import collectives, main_memory_traffic
+from resnet_jax.planning.topology import HERE, find_devices
 from resnet_jax.training.parallel import DataParallel
 from resnet_jax.training.step import make_train_step
 
-# Of four chips. The two cores of a v4 are one device, as they are by default where the chips are there.
-TOPOLOGIES = {
-    "v5e": {"topology_name": "v5e:2x2"},
-    "v4": {"topology_name": "v4:2x2x1", "chip_config_name": "megacore"},
-}
+# Of four chips.
+TOPOLOGIES = {"v5e": "v5e:2x2", "v4": "v4:2x2x1"}
 _CLASSES = 1000
 
 
@@ -61,23 +55,6 @@ def flax_step(name: str, size: int, dtype: str, parallel: DataParallel) -> tuple
 STEPS = {"ours": our_step, "flax": flax_step}
 
 
-def tpu_devices(chip: str) -> list:
-    """Chips to compile for.
-
-    Raises:
-      UserError: libtpu is not installed, or does not know the chip.
-    """
-    if importlib.util.find_spec("libtpu") is None:
-        raise UserError("compiled_cost: expected the TPU compiler, found none; pip install libtpu, or --platform cpu")
-    from jax.experimental import topologies
-
-    try:
-        return topologies.get_topology_desc(platform="tpu", **TOPOLOGIES[chip]).devices
-    except Exception as error:  # JAX's, of several types
-        reason = str(error).splitlines()[0]
-        raise UserError(f"compiled_cost: libtpu cannot compile for {chip}: {reason}; try another --chip") from error
-
-
 def cost(make_step: Callable, name: str, size: int, batch: int, dtype: str, devices: list) -> dict:
     """The figures of a step; batch is that of each device."""
     parallel = DataParallel(devices)
@@ -96,7 +73,7 @@ def cost(make_step: Callable, name: str, size: int, batch: int, dtype: str, devi
         "main_memory_bytes_per_image": round(main_memory_traffic(program) / batch),
         "flop_per_image": round(analysis["flops"] / batch),
         "temporary_bytes": compiled.memory_analysis().temp_size_in_bytes,
-        "all_reduces": len(re.findall(r" all-reduce(?:-start)?\(", program)),
+        "all_reduces": collectives(program)["all-reduce"].count if len(devices) > 1 else 0,
         "compile_seconds": round(seconds, 1),
     }
 
@@ -112,13 +89,11 @@ def main() -> None:
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="bfloat16")
     parser.add_argument("--only", nargs="+", choices=STEPS, default=list(STEPS))
     args = parser.parse_args()
-    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # else libtpu asks the cloud for the chips of this machine
-    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")  # no chip is used, so no other process is in the way
     with benchmark():
         jax.config.update("jax_platforms", "cpu")  # chips that are here are of no use
-        chips = {chip: tpu_devices(chip) for chip in args.chip} if args.platform == "tpu" else {"cpu": jax.devices()}
+        topologies = [TOPOLOGIES[chip] for chip in args.chip] if args.platform == "tpu" else [HERE]
         case = {"model": args.model, "size": args.size, "batch": args.batch, "dtype": args.dtype}
-        for devices in chips.values():
+        for devices in map(find_devices, topologies):
             kind = f"{len(devices)} x {devices[0].device_kind}"
             for name in args.only:
                 figures = cost(STEPS[name], args.model, args.size, args.batch, args.dtype, devices)

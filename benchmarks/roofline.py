@@ -1,7 +1,6 @@
 """Rooflines: how fast a device could at best train a net, or run it, by its peak FLOP/s and its memory's bandwidth.
 
-Peaks are those of the vendors' data sheets, dense, per chip: NVIDIA H100 and H200 Tensor Core GPU data sheets, NVIDIA
-A100 Tensor Core GPU data sheet, and Google Cloud's pages "TPU v4" and "TPU v5e". Those of a CPU are measured.
+Peaks are those of `resnet_jax.planning.chips`.
 
 FLOP are twice the multiply-adds of convolutions and dense layers, and thrice that in training: the gradient of the
 input and that of the weights cost as much as the forward pass.
@@ -22,43 +21,14 @@ batches.
 For ResNet-50 at 224 in bfloat16 this makes 413 MB per image in training, or 8,100 images/s on an H100.
 """
 
-import functools
 import math
-import time
-from typing import NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from resnet_jax.models.profile import Layer, profile, totals
-
-
-class Peak(NamedTuple):
-    """The limits of a device.
-
-    Attributes:
-      flops: by dtype, FLOP/s; float32 in the precision that JAX takes for it by default (TF32 on GPUs).
-      bandwidth: of the memory, bytes/s.
-    """
-
-    flops: dict[str, float]
-    bandwidth: float
-
-
-def _gpu(bfloat16: float, bandwidth: float) -> Peak:
-    return Peak({"bfloat16": bfloat16, "float32": bfloat16 / 2}, bandwidth)
-
-
-# By JAX's device_kind.
-PEAKS = {
-    "NVIDIA H100 80GB HBM3": _gpu(989e12, 3.35e12),
-    "NVIDIA H200": _gpu(989e12, 4.8e12),
-    "NVIDIA A100-SXM4-40GB": _gpu(312e12, 1.555e12),
-    "NVIDIA A100-SXM4-80GB": _gpu(312e12, 2.039e12),
-    "TPU v4": Peak({"bfloat16": 275e12, "float32": 275e12}, 1228e9),  # float32 convolutions round to bfloat16 there
-    "TPU v5 lite": Peak({"bfloat16": 197e12, "float32": 197e12}, 819e9),
-}
+from resnet_jax.planning.chips import Peak, peak_of
 
 _CONVOLUTION_PASSES, _SUM_PASSES, _POOL_PASSES, _IMAGE_PASSES = (16, 2), (5, 1), (5, 2), (2, 1)  # training, inference
 
@@ -111,8 +81,7 @@ def traffic(layers: list[Layer], image_shape: tuple[int, int, int], itemsize: in
 
 def device_peak() -> Peak | None:
     """The limits of the device at hand; None if they are not known."""
-    device = jax.devices()[0]
-    return _measured_peak() if device.platform == "cpu" else PEAKS.get(device.device_kind)
+    return peak_of(jax.devices()[0])
 
 
 def _bound(model, image_shape, dtype, *, training) -> float | None:
@@ -122,22 +91,3 @@ def _bound(model, image_shape, dtype, *, training) -> float | None:
     layers = profile(model, image_shape)
     moved = traffic(layers, image_shape, jnp.dtype(dtype).itemsize, training)
     return max(flop(layers, training) / peak.flops[dtype], moved / peak.bandwidth)
-
-
-@functools.cache
-def _measured_peak(side: int = 2048, numbers: int = 2**26) -> Peak:
-    """The CPU's, by a product of float32 matrices, and by an addition to an array far larger than a cache."""
-    matrix = jnp.ones((side, side))
-    flops = 2 * side**3 / _best_seconds(jax.jit(lambda x, _: x @ matrix), jnp.zeros((side, side)))
-    # In place: new memory for the result would be measured with the time that the system takes to hand it out.
-    seconds = _best_seconds(jax.jit(lambda x, one: x + one, donate_argnums=0), jnp.ones(numbers))
-    return Peak({"float32": flops, "bfloat16": flops}, 2 * 4 * numbers / seconds)
-
-
-def _best_seconds(function, array: jax.Array, repeats: int = 5) -> float:
-    seconds = []
-    for _ in range(1 + repeats):  # the first compiles
-        start = time.perf_counter()
-        array = jax.block_until_ready(function(array, 1.0))
-        seconds.append(time.perf_counter() - start)
-    return min(seconds)
