@@ -99,15 +99,18 @@ def check_fits(needed: int, available: int | None, what: str, advice: str) -> No
     """
     if available is not None and needed > available:
         raise UserError(
-            f"device memory: {what} needs {gigabytes(needed)} on each device, which has {gigabytes(available)}; "
+            f"device memory: {what} needs {size_text(needed)} on each device, which has {size_text(available)}; "
             f"try {advice}"
         )
 
 
-def gigabytes(size: float) -> str:
-    """A number of bytes in GB (10^9).
+def size_text(size: float) -> str:
+    """A number of bytes in words, by powers of 10.
 
-    >>> gigabytes(15_750_000_000)
-    '15.75 GB'
+    >>> size_text(205_702_144), size_text(17_179_869_184), size_text(20)
+    ('205.7 MB', '17.18 GB', '20 B')
     """
-    return f"{size / 1e9:.3g} GB" if size < 1e10 else f"{size / 1e9:.2f} GB"
+    for unit, digits, word in ((1e9, 2, "GB"), (1e6, 1, "MB"), (1e3, 1, "kB")):
+        if size >= unit:
+            return f"{size / unit:,.{digits}f} {word}"
+    return f"{size:,.0f} B"

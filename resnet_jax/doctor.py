@@ -17,16 +17,31 @@ from resnet_jax.config.flags import parse_check
 def main(argv: list[str] | None = None) -> None:
     """The command."""
     with command_line():
-        config, topology, workdir = parse_check([__spec__.name, *argv] if argv is not None else sys.argv, __doc__)
-        console = make_console()
-        from resnet_jax.config.plan import planned_recipe  # on use: --help should not wait for it
-        from resnet_jax.planning.plan import make_plan
-        from resnet_jax.planning.tables import plan_table
-        from resnet_jax.planning.topology import find_devices
+        argv = [__spec__.name, *argv] if argv is not None else sys.argv
+        config, topology, workdir = parse_check(argv, __doc__)
+        console = make_console(file=sys.stderr)  # for what takes time
+        if topology:
+            table = _plan(config, topology, lambda text: console.print(f"compiling {text}"))
+        else:
+            table = _check(config, workdir, console.print)
+        print_whole(make_console(), table)
 
-        devices = find_devices(topology or "here")
-        plan = make_plan(planned_recipe(config), devices, lambda text: console.print(f"compiling {text}"))
-        print_whole(console, plan_table(plan, topology))
+
+def _plan(config, topology, watch):
+    from resnet_jax.config.plan import planned_recipe  # on use: --help should not wait for these
+    from resnet_jax.planning.plan import make_plan
+    from resnet_jax.planning.tables import plan_table
+    from resnet_jax.planning.topology import find_devices
+
+    devices = find_devices(topology)  # first: what follows starts JAX's backends
+    return plan_table(make_plan(planned_recipe(config), devices, watch), topology)
+
+
+def _check(config, workdir, watch):
+    from resnet_jax.planning.local import check_machine
+    from resnet_jax.planning.tables import check_table
+
+    return check_table(list(check_machine(config, workdir, watch)))
 
 
 if __name__ == "__main__":

@@ -277,6 +277,12 @@ def initial_state(recipe: Recipe) -> TrainState:
     return _remembered(program, functools.partial(_make_initialize, recipe))(init_key, key)
 
 
+def state_shapes(recipe: Recipe) -> TrainState:
+    """Shapes and dtypes of the state."""
+    _, init_key, key = random_keys(recipe.config.seed)
+    return jax.eval_shape(_make_initialize(recipe), init_key, key)
+
+
 def _make_initialize(recipe: Recipe) -> Callable:
     images, with_ema = jnp.zeros((1, *recipe.image_shape)), recipe.config.train.ema_decay > 0
     return jax.jit(functools.partial(create_state, recipe.model, recipe.optimizer, images=images, with_ema=with_ema))

@@ -203,8 +203,8 @@ def parse_training(argv: list[str], description: str) -> tuple[ConfigDict, conte
     return config, new_workdir(pathlib.Path("runs"), f"{command.experiment}-{config.model.name}")
 
 
-def parse_check(argv: list[str], description: str) -> tuple[ConfigDict, str | None, pathlib.Path | None]:
-    """The config of `resnet_jax.doctor`, overrides applied, the topology and the workdir, if any.
+def parse_check(argv: list[str], description: str) -> tuple[ConfigDict, str | None, pathlib.Path]:
+    """The config of `resnet_jax.doctor`, overrides applied, the topology, if any, and the workdir.
 
     Raises:
       UserError: an unknown key, a value of the wrong type, a config file that cannot be read.
@@ -212,11 +212,10 @@ def parse_check(argv: list[str], description: str) -> tuple[ConfigDict, str | No
 
     def define(values):
         flags.DEFINE_string("topology", None, "TPUs to compile for, like v5e:16x16; or here.", flag_values=values)
-        flags.DEFINE_string("workdir", None, "Run directory to check.", flag_values=values)
+        flags.DEFINE_string("workdir", "runs", "Run directory, or where runs lie.", flag_values=values)
 
     command = _parse_run(argv, description, define)
-    workdir = command.values.workdir
-    return command.config, command.values.topology, absolute(workdir) if workdir else None
+    return command.config, command.values.topology, absolute(command.values.workdir)
 
 
 def _parse_run(argv, description, define) -> Command:

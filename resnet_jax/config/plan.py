@@ -1,16 +1,16 @@
 """The step of a config before its run: for devices, and with data, that need not be there."""
 
 import math
+import pathlib
 from collections.abc import Sequence
 
 import jax
 import ml_collections
 
-from resnet_jax.config.build import Assembly, initial_state, make_recipe, random_keys, resolve
+from resnet_jax.config.build import Assembly, make_recipe, random_keys, resolve
 from resnet_jax.config.recipe import Recipe
 from resnet_jax.data.stand_in import known_info, stand_ins
 from resnet_jax.training.program import Program
-from resnet_jax.training.step import TrainState
 
 
 def planned_recipe(config: ml_collections.ConfigDict) -> Recipe:
@@ -62,11 +62,6 @@ def planned_program(recipe: Recipe, devices: Sequence[jax.Device]) -> Program:
     return assembly.program(random_keys(recipe.config.seed)[0])
 
 
-def state_shapes(recipe: Recipe) -> TrainState:
-    """Shapes and dtypes of the state."""
-    return jax.eval_shape(lambda: initial_state(recipe))
-
-
 def step_of_largest_images(recipe: Recipe) -> int:
     """A step whose images are as large as any of the run's."""
     return max(recipe.train_shapes, key=lambda start_and_shape: math.prod(start_and_shape[1]))[0]
@@ -75,3 +70,19 @@ def step_of_largest_images(recipe: Recipe) -> int:
 def has_loop_over_layers(recipe: Recipe) -> bool:
     """True if a step runs its convolutions in a loop, whose FLOP XLA counts once."""
     return recipe.config.train.grad_accum_steps > 1 or recipe.config.model.scan_blocks
+
+
+def checkpoints_kept(recipe: Recipe) -> int:
+    """How many checkpoints lie in a workdir at the most: those that are kept, the best, and one that is written."""
+    return recipe.config.checkpoint.keep + 2
+
+
+def data_folder(recipe: Recipe) -> pathlib.Path | None:
+    """Where the data lie, if the config says so."""
+    folder = recipe.config.data.data_dir
+    return pathlib.Path(folder) if folder else None
+
+
+def num_devices(config: ml_collections.ConfigDict, available: int) -> int:
+    """How many of the devices a run uses."""
+    return config.parallel.devices or available

@@ -8,17 +8,17 @@ from collections.abc import Callable, Sequence
 
 import jax
 
+from resnet_jax.config.build import state_shapes
 from resnet_jax.config.plan import (
     batch_multiple,
     has_loop_over_layers,
     max_batch,
     planned_program,
-    state_shapes,
     step_of_largest_images,
     with_batch,
 )
 from resnet_jax.config.recipe import Recipe
-from resnet_jax.device_memory import gigabytes, memory_of
+from resnet_jax.device_memory import memory_of, size_text
 from resnet_jax.errors import UserError
 from resnet_jax.planning.chips import Peak, peak_of, step_bounds
 from resnet_jax.planning.hlo import Collective, collectives, main_memory_traffic
@@ -137,12 +137,12 @@ def make_plan(recipe: Recipe, devices: Sequence[jax.Device], watch: Callable[[st
     evaluation = plan_eval_step(recipe, program)
     largest = None
     if available is not None:
-        state = _size(state_shapes(recipe))
+        state = tree_bytes(state_shapes(recipe))
         largest = search_largest(memory, available, batch, state, batch_multiple(recipe, len(used)), max_batch(recipe))
     if not isinstance(train_step(batch), StepPlan):
         if not largest or not largest.fits:
             raise UserError(
-                f"train.batch_size: a step of {batch:,} images needs {gigabytes(memory(batch))} on each of {len(used)} "
+                f"train.batch_size: a step of {batch:,} images needs {size_text(memory(batch))} on each of {len(used)} "
                 f"devices, more than they have, and no smaller batch fits; try more devices, or a smaller net or image"
             )
         batch = largest.fits
@@ -158,13 +158,17 @@ def plan_train_step(recipe: Recipe, devices: Sequence[jax.Device]) -> StepPlan:
     """
     program, state = planned_program(recipe, devices), state_shapes(recipe)
     inputs, shards = program.loader.input_shapes(step_of_largest_images(recipe)), program.parallel.shards
-    ahead = program.loader.batches_ahead * _size(inputs.sharded) // shards
-    beside = ahead + sum(_size(program.loader.eval_input_shapes(split).replicated) for split in _evaluated(program))
+    ahead = program.loader.batches_ahead * tree_bytes(inputs.sharded) // shards
+    beside = ahead + tree_bytes([program.loader.eval_input_shapes(split).replicated for split in _evaluated(program)])
     start = time.perf_counter()
-    compiled = _compile(program.compile_train_steps, 1, state, inputs)
+    compiled = _compile(lambda: program.compile_train_steps(1, state, inputs))
     seconds = time.perf_counter() - start
     sums = [leaf for name, leaf in compiled.out_info[1].items() if name not in _NOT_SUMMED]
-    summed = {"gradients": _size(state.params), "statistics": _size(state.batch_stats), "sums": _size(sums)}
+    summed = {
+        "gradients": tree_bytes(state.params),
+        "statistics": tree_bytes(state.batch_stats),
+        "sums": tree_bytes(sums),
+    }
     model_flop = 6 * recipe.multiply_adds * recipe.batch_size // shards
     loop = has_loop_over_layers(recipe)
     return _step_plan(compiled, recipe.batch_size, beside, summed, seconds, model_flop if loop else None)
@@ -179,28 +183,28 @@ def plan_eval_step(recipe: Recipe, program: Program) -> StepPlan:
     loader, state, shards = program.loader, state_shapes(recipe), program.parallel.shards
     split = max(_evaluated(program), key=loader.eval_batch_size)
     inputs = loader.eval_input_shapes(split)
-    beside = _size(state) - _size(state.variables) + _size(loader.input_shapes(0).replicated)
-    beside += loader.batches_ahead * (_size(inputs.sharded) + _size(loader.input_shapes(0).sharded)) // shards
+    beside = tree_bytes(state) - tree_bytes(state.variables) + tree_bytes(loader.input_shapes(0).replicated)
+    beside += loader.batches_ahead * (tree_bytes(inputs.sharded) + tree_bytes(loader.input_shapes(0).sharded)) // shards
     start = time.perf_counter()
     try:
-        compiled = _compile(program.compile_eval_step, split, state.variables, inputs)
+        compiled = _compile(lambda: program.eval_steps(split).lower(state.variables, inputs).compile())
     except DoesNotFit as error:
         raise UserError(
             f"eval.batch_size: an evaluation step of {loader.eval_batch_size(split):,} images needs "
-            f"{gigabytes(error.needed)} on each device, more than it has; try a smaller one"
+            f"{size_text(error.needed)} on each device, more than it has; try a smaller one"
         ) from None
     flop = 2 * recipe.multiply_adds * loader.eval_batch_size(split) // shards if has_loop_over_layers(recipe) else None
     return _step_plan(compiled, loader.eval_batch_size(split), beside, {}, time.perf_counter() - start, flop)
 
 
-def _compile(compile_step: Callable, *arguments) -> jax.stages.Compiled:
+def _compile(compile_step: Callable[[], jax.stages.Compiled]) -> jax.stages.Compiled:
     try:
-        return compile_step(*arguments)
+        return compile_step()
     except jax.errors.JaxRuntimeError as error:
-        found = re.search(r"Used ([\d.]+)([KMG]) of", str(error))
+        found = re.search(r"required for [\w ]+ \(([\d.]+)([KMGT])\) exceeds", str(error))
         if "RESOURCE_EXHAUSTED" not in str(error) or not found:
             raise
-        raise DoesNotFit(int(float(found[1]) * 2 ** {"K": 10, "M": 20, "G": 30}[found[2]])) from None
+        raise DoesNotFit(int(float(found[1]) * 2 ** {"K": 10, "M": 20, "G": 30, "T": 40}[found[2]])) from None
 
 
 def _step_plan(compiled, batch, beside, summed, seconds, flop) -> StepPlan:
@@ -225,12 +229,12 @@ def _evaluated(program: Program) -> list[str]:
     return [split for split in program.loader.splits if split != "train"]
 
 
-def _size(tree) -> int:
+def tree_bytes(tree) -> int:
     """Bytes of arrays, or of what has their shapes."""
-    return sum(_leaf_size(leaf) for leaf in jax.tree.leaves(tree))
+    return sum(_leaf_bytes(leaf) for leaf in jax.tree.leaves(tree))
 
 
-def _leaf_size(leaf) -> int:
+def _leaf_bytes(leaf) -> int:
     if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
         leaf = jax.eval_shape(jax.random.key_data, leaf)
     return leaf.size * leaf.dtype.itemsize

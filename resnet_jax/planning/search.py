@@ -14,11 +14,13 @@ class Largest(NamedTuple):
 
     Attributes:
       fits: a batch that fits, 0 if none was found.
-      fails: one that does not, at most a 32nd larger if it could be found; None where all that the data allow fits.
+      fails: the smallest that was found not to; None if each that was tried fits.
+      limit: the largest that the data allow.
     """
 
     fits: int
     fails: int | None
+    limit: int
 
 
 def search_largest(
@@ -27,7 +29,8 @@ def search_largest(
     """Search the largest batch that fits: its memory is predicted by a line, and verified by compiling.
 
     Compilers have plans of their own for what hardly fits, so that a line does not find it at once. Tried is what the
-    line through the last two batches says, between those known to fit and those known not to; or the middle of these.
+    line through the last two batches says, between those known to fit and those known not to; where it ends at one that
+    fits, strides beyond it, each twice the last; where it leads to one that does not, the middle.
 
     Args:
       memory: bytes that a batch needs; compiles it.
@@ -37,7 +40,7 @@ def search_largest(
       multiple: what a batch must be a multiple of.
       limit: the largest batch that the data allow.
     """
-    fits, fails, last, guess = 0, None, (0, state), batch
+    fits, fails, last, guess, strides = 0, None, (0, state), batch, 1
     top = limit // multiple * multiple
     for _ in range(1 + _COMPILATIONS):
         needed = memory(guess)
@@ -52,5 +55,7 @@ def search_largest(
         predicted = largest_batch(available, *sorted([last, (guess, needed)]), multiple)
         if needed > available and predicted > highest:
             predicted = (lowest + highest) // 2 // multiple * multiple
+        elif needed <= available and predicted < lowest:
+            predicted, strides = fits + strides * step, 2 * strides
         last, guess = (guess, needed), min(max(predicted, lowest), highest)
-    return Largest(fits, fails)
+    return Largest(fits, fails, top)

@@ -1,11 +1,13 @@
 """Plans and checks as tables."""
 
 import collections
+from collections.abc import Sequence
 
 from rich.table import Table
 
 from resnet_jax.commands import titled_table
-from resnet_jax.device_memory import gigabytes
+from resnet_jax.device_memory import size_text
+from resnet_jax.planning.local import Check
 from resnet_jax.planning.plan import Plan, StepPlan
 
 _BINDS = {"compute": "FLOP", "memory": "memory traffic", "network": "network"}
@@ -54,33 +56,36 @@ def _memory_rows(plan):
         "beside them (other data, batches ahead)": "beside",
     }
     for title, name in parts.items():
-        yield title, *(gigabytes(getattr(step, name)) for step in _steps(plan))
-    yield "memory in all", *(gigabytes(step.memory) for step in _steps(plan))
+        yield title, *(size_text(getattr(step, name)) for step in _steps(plan))
+    yield "memory in all", *(size_text(step.memory) for step in _steps(plan))
     if plan.available:
         yield "of what it has", *(_share(step.memory, plan.available) for step in _steps(plan))
 
 
 def _share(needed, available):
     fits = "" if needed <= available else ", DOES NOT FIT"
-    return f"{needed / available:.0%} of {gigabytes(available)}{fits}"
+    return f"{needed / available:.0%} of {size_text(available)}{fits}"
 
 
 def _cost_rows(plan):
     devices = len(plan.devices)
     yield "FLOP for an image", *(f"{step.flop * devices / step.batch / 1e9:,.3g} G" for step in _steps(plan))
-    yield "memory traffic for an image", *(megabytes(step.traffic * devices / step.batch) for step in _steps(plan))
+    yield "memory traffic for an image", *(size_text(step.traffic * devices / step.batch) for step in _steps(plan))
     yield "compile time", *(f"{step.seconds:.0f} s" for step in _steps(plan))
     yield "collectives", *(_collectives(step) for step in _steps(plan))
 
 
 def _collectives(step):
-    found = [f"{found.count} {kind}, {megabytes(found.size)}" for kind, found in step.collectives.items()]
-    return "; ".join(found) or "none"
+    return _exchanges(step.collectives) or "none"
+
+
+def _exchanges(found):
+    return ", ".join(f"{each.count} {kind} of {size_text(each.size)}" for kind, each in found.items())
 
 
 def _network_rows(plan):
     summed = {name: size for name, size in plan.train.summed.items() if size}
-    yield "to be summed", ", ".join(f"{name} {megabytes(size)}" for name, size in summed.items())
+    yield "to be summed", ", ".join(f"{name} {size_text(size)}" for name, size in summed.items())
     if len(plan.devices) > 1:
         yield "", check_collectives(plan.train)
 
@@ -93,12 +98,12 @@ def check_collectives(train: StepPlan) -> str:
     words = []
     if others:
         words.append(
-            "ALSO: " + ", ".join(f"{found.count} {kind} of {megabytes(found.size)}" for kind, found in others.items())
+            "ALSO: " + ", ".join(f"{found.count} {kind} of {size_text(found.size)}" for kind, found in others.items())
         )
     if size > expected:
-        words.append(f"MORE is summed, by {megabytes(size - expected)}: batch statistics of several devices, or a loop")
+        words.append(f"MORE is summed, by {size_text(size - expected)}, as for batch statistics over devices")
     elif size < expected:
-        words.append(f"{megabytes(expected - size)} less is summed: equal gradients once")
+        words.append(f"{size_text(expected - size)} less is summed: equal gradients once")
     return "; ".join(words) or "that is all that is exchanged"
 
 
@@ -115,14 +120,16 @@ def _bound_rows(plan):
 
 
 def _largest(plan):
-    fits, fails = plan.largest
-    return f"{fits:,}" + (f" ({fails:,} does not fit)" if fails else " (all that the data allow)")
+    fits, fails, limit = plan.largest
+    why = f"{fails:,} does not fit" if fails else "all that the data allow" if fits == limit else "the largest tried"
+    return f"{fits:,} ({why})"
 
 
-def megabytes(size: float) -> str:
-    """A number of bytes in MB (10^6), small ones in bytes.
-
-    >>> megabytes(102_425_268)
-    '102.4 MB'
-    """
-    return f"{size / 1e6:,.1f} MB" if size >= 1e5 else f"{size:,.0f} B"
+def check_table(checks: Sequence[Check]) -> Table:
+    """Checks for people: a line for each, with what to do."""
+    table = titled_table("this machine")
+    for name in ("", "", "found", "advice"):
+        table.add_column(name, overflow="fold")
+    for check in checks:
+        table.add_row(check.name, "!" if check.advice else "ok", check.found, check.advice or "")
+    return table

@@ -9,6 +9,13 @@ from resnet_jax.errors import UserError
 
 HERE = "here"
 _EXAMPLES = "v5e:16x16, v4:2x2x4, v5p:2x2x4 or v6e:4x4"
+# Of libtpu, which looks for the chips of this machine and misses them aloud.
+_SETTINGS = {
+    "TPU_SKIP_MDS_QUERY": "1",  # else it asks the cloud for them
+    "TPU_WORKER_HOSTNAMES": "localhost",
+    "TPU_ACCELERATOR_TYPE": "v5litepod-4",
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # no chip is used, so no other process is in the way
+}
 
 
 def find_devices(topology: str) -> list[jax.Device]:
@@ -25,9 +32,8 @@ def find_devices(topology: str) -> list[jax.Device]:
         return jax.devices()
     if importlib.util.find_spec("libtpu") is None:
         raise UserError(f"--topology: {topology} needs the TPU compiler, found none; pip install libtpu")
-    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # else libtpu asks the cloud for the chips of this machine
-    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")  # no chip is used, so no other process is in the way
-    os.environ.setdefault("TPU_STDERR_LOG_LEVEL", "3")  # it misses the chips of this machine, aloud
+    for name, value in _SETTINGS.items():
+        os.environ.setdefault(name, value)
     jax.config.update("jax_platforms", "cpu")  # chips that are here are of no use
     from jax.experimental import topologies
 
