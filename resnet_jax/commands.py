@@ -49,6 +49,7 @@ _WIDTH_OF_FILES = 200
 _WIDEST = 1000  # characters
 COMMANDS = {
     "python train.py": "train, or resume a run",
+    "python -m resnet_jax.doctor": "check a run before it starts, here or on TPUs that are not there",
     "python -m resnet_jax.evaluate RUN": "score a run, on its data or on others; write predictions",
     "python -m resnet_jax.predict RUN IMAGE [IMAGE...]": "name what is on images, and where",
     "python -m resnet_jax.checkpoint ls|verify|diff|average|slim PATH": "look after checkpoints",

@@ -7,8 +7,6 @@ import jax
 
 from resnet_jax.errors import UserError
 
-_UNLIMITED = 2**60  # cgroups of version 1 say "no limit" by a number near 2**63
-
 
 def memory_needed(compiled: jax.stages.Compiled) -> int | None:
     """Bytes on each device while the program runs: arguments, outputs that take no argument's place, and temporaries.
@@ -63,7 +61,7 @@ def _cgroup_limits(root: pathlib.Path) -> list[int]:
         own = pathlib.PurePosixPath(path.lstrip("/"))
         found = [top / folder / name for folder in (own, *own.parents)]
         texts = [file.read_text().strip() for file in found if file.is_file()]
-        limits += [int(text) for text in texts if text.isdigit() and int(text) < _UNLIMITED]  # "max" is no limit
+        limits += [int(text) for text in texts if text.isdigit()]  # else "max"; version 1 has a huge number for it
     return limits
 
 

@@ -15,7 +15,7 @@ from resnet_jax.checkpoint import SavedSteps
 from resnet_jax.config.build import resolve, state_shapes
 from resnet_jax.config.plan import checkpoints_kept, data_folder, num_devices, planned_recipe
 from resnet_jax.config.recipe import Recipe
-from resnet_jax.config.stored import changes
+from resnet_jax.config.stored import changes, with_old_defaults
 from resnet_jax.device_memory import size_text
 from resnet_jax.environment import describe_environment, unseen_accelerator
 from resnet_jax.errors import UserError
@@ -56,7 +56,7 @@ def check_machine(
     yield _versions()
     yield from _attempt("hosts", lambda: _hosts(config))
     recipe = planned_recipe(config)
-    yield from _attempt("workdir", lambda: _workdir(workdir, resolve(config)))
+    yield from _attempt("workdir", lambda: _workdir(workdir, with_old_defaults(workdir, resolve(config))))
     yield from _disk(recipe, workdir)
     memory = list(_attempt("memory", lambda: _memory(recipe, watch)))
     yield from memory
@@ -111,7 +111,7 @@ def _workdir(workdir, config) -> Check:
         return refusal
     with lock_workdir(workdir):  # refuses what another run is at work in
         changed = changes(workdir, config)
-        steps, result = SavedSteps(workdir).steps, read_result(workdir)
+        steps, result = SavedSteps(workdir).steps(), read_result(workdir)
     if not (workdir / "config.json").exists():
         return Check("workdir", f"{workdir} can be written, and holds no run")
     if result and result["completed"] and not changed:

@@ -53,7 +53,7 @@ def search_largest(
         if lowest > highest:
             break
         predicted = largest_batch(available, *sorted([last, (guess, needed)]), multiple)
-        if needed > available and predicted > highest:
+        if fails is not None and predicted > highest:
             predicted = (lowest + highest) // 2 // multiple * multiple
         elif needed <= available and predicted < lowest:
             predicted, strides = fits + strides * step, 2 * strides

@@ -50,3 +50,9 @@ def test_a_batch_that_needs_a_bit_too_much_is_followed_down():
     memory, asked = counted(lambda images: 100 * images if images < 700 else 200 * images)
     found = search_largest(memory, 100_000, 256, 0, multiple=4, limit=10**6)
     assert 650 <= found.fits < 700 <= found.fails and len(asked) <= 7
+
+
+def test_a_compiler_that_refuses_from_some_batch_on_is_approached_by_halves():
+    memory, asked = counted(lambda images: 100 * images if images <= 1000 else 10**6)
+    found = search_largest(memory, 150_000, 256, 0, multiple=4, limit=10**6)
+    assert 600 <= found.fits <= 1000 < found.fails <= 1100 and len(asked) <= 7

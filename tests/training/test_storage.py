@@ -215,6 +215,7 @@ def test_an_accelerator_that_jax_does_not_see_is_pointed_out(tmp_path):
     [
         ("evaluate", "--slpit=test", "--slpit=test: there is no such flag; did you mean '--split'"),
         ("summary", "--tabel", "did you mean '--table'"),
+        ("doctor", "--topolgy=v5e:2x2", "did you mean 'topology'"),
         ("report", "--ouput=x", "did you mean '--output'"),
         ("data.prepare", "--dwnloads=x", "did you mean '--downloads'"),
         ("data.check", "--x", "there is no such flag"),
@@ -230,7 +231,7 @@ def test_an_unknown_flag_of_any_command_gets_the_nearest_one(module, argument, m
 def test_the_package_lists_its_commands_and_each_is_there(tmp_path):
     listing = subprocess.run([sys.executable, "-m", "resnet_jax"], cwd=ROOT, capture_output=True, text=True).stdout
     modules = [line.split()[2] for line in listing.splitlines() if line.startswith("python -m")]
-    assert len(modules) == 10
+    assert len(modules) == 11
     for name in modules:
         spec = importlib.util.find_spec(name)
         assert not spec.submodule_search_locations or importlib.util.find_spec(f"{name}.__main__"), name
