@@ -24,11 +24,13 @@ def main(argv: list[str] | None = None) -> None:
             table = _plan(config, topology, lambda text: console.print(f"compiling {text}"))
         else:
             table = _check(config, workdir, console.print)
-        print_whole(make_console(), table)
+        from resnet_jax.training.parallel import is_main_process  # on use: --help should not wait for it
+
+        print_whole(make_console(quiet=not is_main_process()), table)
 
 
 def _plan(config, topology, watch):
-    from resnet_jax.config.plan import planned_recipe  # on use: --help should not wait for these
+    from resnet_jax.config.plan import planned_recipe
     from resnet_jax.planning.plan import make_plan
     from resnet_jax.planning.tables import plan_table
     from resnet_jax.planning.topology import find_devices

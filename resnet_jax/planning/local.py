@@ -13,7 +13,7 @@ import ml_collections
 
 from resnet_jax.checkpoint import SavedSteps
 from resnet_jax.config.build import resolve, state_shapes
-from resnet_jax.config.plan import checkpoints_kept, data_folder, num_devices, planned_recipe
+from resnet_jax.config.plan import checkpoints_kept, data_folder, join_job, num_devices, planned_recipe
 from resnet_jax.config.recipe import Recipe
 from resnet_jax.config.stored import changes, with_old_defaults
 from resnet_jax.device_memory import size_text
@@ -21,7 +21,7 @@ from resnet_jax.environment import describe_environment, unseen_accelerator
 from resnet_jax.errors import UserError
 from resnet_jax.planning.plan import make_plan, tree_bytes
 from resnet_jax.planning.rates import measure_rates
-from resnet_jax.training.parallel import check_same_everywhere
+from resnet_jax.training.parallel import check_same_everywhere, is_main_process
 from resnet_jax.workdir import lock_workdir, read_result
 
 
@@ -52,11 +52,13 @@ def check_machine(
     Raises:
       UserError: a config that can run nowhere, or whose data are not there.
     """
+    join_job(config)
     yield _devices(config)
     yield _versions()
     yield from _attempt("hosts", lambda: _hosts(config))
     recipe = planned_recipe(config)
-    yield from _attempt("workdir", lambda: _workdir(workdir, with_old_defaults(workdir, resolve(config))))
+    if is_main_process():  # the others would find it locked
+        yield from _attempt("workdir", lambda: _workdir(workdir, with_old_defaults(workdir, resolve(config))))
     yield from _disk(recipe, workdir)
     memory = list(_attempt("memory", lambda: _memory(recipe, watch)))
     yield from memory

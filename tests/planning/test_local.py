@@ -1,6 +1,11 @@
 """Checks of this machine."""
 
 import collections
+import os
+import pathlib
+import socket
+import subprocess
+import sys
 
 import jax
 import pytest
@@ -14,6 +19,7 @@ from resnet_jax.planning.search import Largest
 from resnet_jax.workdir import lock_workdir
 from tests.tiny import tiny_config
 
+ROOT = pathlib.Path(__file__).parent.parent.parent
 QUIET = make_console(quiet=True)
 
 
@@ -95,3 +101,41 @@ def test_memory_that_is_too_small_names_the_largest_batch(tmp_path, quick, monke
     assert "which has 100.0 kB" in found["memory"].found
     assert found["memory"].advice.startswith("--config.train.batch_size=1248")
     assert "input" not in found  # a step that does not fit is not tried
+
+
+JOB = """
+import pathlib, sys, jax
+address, index, version = "127.0.0.1:" + sys.argv[1], int(sys.argv[2]), sys.argv[3]
+jax.distributed.initialize(address, num_processes=2, process_id=index, coordinator_bind_address=address)
+from resnet_jax.planning import local, rates
+from tests.tiny import tiny_config
+rates._SECONDS = 0.1
+describe = local.describe_environment
+local.describe_environment = lambda: {**describe(), "flax": version}
+config = tiny_config(parallel__devices=None, parallel__distributed=True)
+for check in local.check_machine(config, pathlib.Path(sys.argv[4])):
+    print(check.name, check.found, check.advice, sep="; ")
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("versions", [("1", "1"), ("1", "2")])
+def test_the_processes_of_a_job_have_to_agree(tmp_path, versions):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    environment = {**os.environ, "XLA_FLAGS": os.environ["XLA_FLAGS"].replace("count=4", "count=2")}
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", JOB, port, str(index), version, str(tmp_path / "run")],
+            **{"cwd": ROOT, "env": environment, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True},
+        )
+        for index, version in enumerate(versions)
+    ]
+    outputs = [process.communicate(timeout=300) for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], outputs
+    lines = {line.split("; ")[0]: line for line in outputs[0][0].splitlines()}
+    agree = "hosts; 2 processes agree in versions, code and config; None"
+    assert (lines["hosts"] == agree) == (versions[0] == versions[1]), lines["hosts"]
+    assert versions[0] == versions[1] or "found another in process 1" in lines["hosts"]
+    assert lines["devices"] == "devices; 4 x cpu; None" and "images/s come in" in lines["input"]

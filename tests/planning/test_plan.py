@@ -30,9 +30,13 @@ def four_devices(**overrides):
     return planned_recipe(tiny_config(parallel__devices=4, **overrides))
 
 
+STREAM = {"data__name": "synthetic:600:10", "data__loader": "stream", "data__image_size": 8}
+
+
+@pytest.mark.parametrize("settings", [{}, STREAM], ids=["device", "stream"])
 @pytest.mark.parametrize("wrapper", ["shard_map", "pmap"])
-def test_devices_exchange_the_gradients_the_statistics_and_the_sums_and_nothing_else(wrapper):
-    recipe = four_devices(parallel__wrapper=wrapper)
+def test_devices_exchange_the_gradients_the_statistics_and_the_sums_and_nothing_else(wrapper, settings):
+    recipe = four_devices(parallel__wrapper=wrapper, **settings)
     step = plan_train_step(recipe, jax.devices())
     assert step.collectives.keys() == {"all-reduce"}
     sums = 5  # loss, accuracy, top5, images and corrupt
@@ -91,6 +95,7 @@ def test_imagenet_is_planned_without_its_data():
     assert (recipe.num_examples, recipe.info.num_classes, recipe.info.splits["test"]) == (1_281_167, 1000, 50_000)
     program = planned_program(recipe, jax.devices())
     inputs = program.loader.input_shapes(0).sharded
+    assert len(program.loader.splits["train"]) == 1_281_167
     assert inputs["image"].shape == (1024, 224, 224, 3) and inputs["label"].shape == (1024,)
     assert program.loader.eval_input_shapes("test").sharded["image"].shape == (1000, 224, 224, 3)
 
