@@ -20,7 +20,7 @@ from resnet_jax.config.plan import (
 from resnet_jax.config.recipe import Recipe
 from resnet_jax.device_memory import memory_of, size_text
 from resnet_jax.errors import UserError
-from resnet_jax.planning.chips import Peak, peak_of, step_bounds
+from resnet_jax.planning.chips import PEAKS, peak_of, step_bounds
 from resnet_jax.planning.hlo import Collective, collectives, main_memory_traffic
 from resnet_jax.planning.search import Largest, search_largest
 from resnet_jax.training.program import Program
@@ -69,7 +69,6 @@ class Plan:
     Attributes:
       recipe: recipe of the run.
       devices: those compiled for.
-      peak: limits of each; None if they are not known.
       available: bytes of memory of each; None if not known.
       train, evaluation: the two steps. If the compiler refuses the batch of the config, those of the largest that fits.
       largest: the largest batch that fits; None where the memory is not known.
@@ -77,7 +76,6 @@ class Plan:
 
     recipe: Recipe
     devices: Sequence[jax.Device]
-    peak: Peak | None
     available: int | None
     train: StepPlan
     evaluation: StepPlan
@@ -86,11 +84,12 @@ class Plan:
     @property
     def bounds(self) -> dict[str, float]:
         """Images/s of one device, at the most, by what binds it; see `chips.step_bounds`."""
-        if self.peak is None:
+        peak = peak_of(self.devices[0])
+        if peak is None:
             return {}
         moved = {kind: found.size for kind, found in self.train.collectives.items()}
         dtype = self.recipe.model_settings["dtype"]
-        seconds = step_bounds(self.peak, dtype, self.train.flop, self.train.traffic, moved, len(self.devices))
+        seconds = step_bounds(peak, dtype, self.train.flop, self.train.traffic, moved, len(self.devices))
         return {name: self.train.batch / len(self.devices) / value for name, value in seconds.items() if value}
 
 
@@ -115,8 +114,8 @@ def make_plan(recipe: Recipe, devices: Sequence[jax.Device], watch: Callable[[st
     """
     program = planned_program(recipe, devices)
     used = list(program.parallel.mesh.devices.flat)
-    peak = peak_of(used[0])
-    available = peak.memory if peak and peak.memory else memory_of(used[0])
+    published = PEAKS.get(used[0].device_kind)
+    available = published.memory if published and published.memory else memory_of(used[0])
 
     @functools.cache
     def train_step(batch: int) -> StepPlan | int:
@@ -146,7 +145,7 @@ def make_plan(recipe: Recipe, devices: Sequence[jax.Device], watch: Callable[[st
                 f"devices, more than they have, and no smaller batch fits; try more devices, or a smaller net or image"
             )
         batch = largest.fits
-    return Plan(recipe, used, peak, available, train_step(batch), evaluation, largest)
+    return Plan(recipe, used, available, train_step(batch), evaluation, largest)
 
 
 def plan_train_step(recipe: Recipe, devices: Sequence[jax.Device]) -> StepPlan:

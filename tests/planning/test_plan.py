@@ -163,13 +163,12 @@ def test_the_refusal_of_a_tpu_compiler_names_the_memory_that_is_needed():
     assert refusal.value.needed == int(50.0 * 2**30)
 
 
-def test_a_table_has_a_line_for_each_figure(capsys):
+def test_the_default_run_is_planned_with_a_line_for_each_figure(capsys):
     from resnet_jax.commands import make_console, print_whole
 
-    recipe = planned_recipe(tiny_config(parallel__devices=4))
-    print_whole(make_console(), plan_table(make_plan(recipe, jax.devices()), "here"))
+    print_whole(make_console(), plan_table(make_plan(planned_recipe(get_config()), jax.devices()), "here"))
     text = capsys.readouterr().out
-    for words in ("tiny on digits, 4 x cpu", "temporaries", "all-reduce", "at the most", "largest batch", "1,256"):
+    for words in ("resnet20 on digits, 4 x cpu", "temporaries", "all-reduce", "at the most", "largest batch", "1,256"):
         assert words in text
 
 
