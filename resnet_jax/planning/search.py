@@ -5,8 +5,8 @@ from typing import NamedTuple
 
 from resnet_jax.device_memory import largest_batch
 
-_PARTS = 32  # the batch is found to one part in so many
-_COMPILATIONS = 6
+_PARTS = 16  # the batch is found to one part in so many
+_COMPILATIONS = 4  # besides the first: a large net takes minutes
 
 
 class Largest(NamedTuple):
