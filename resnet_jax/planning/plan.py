@@ -94,7 +94,11 @@ class Plan:
 
 
 class DoesNotFit(Exception):
-    """The compiler refused a program; it says the bytes of memory that it needs, and those that there are."""
+    """The compiler refused a program.
+
+    Args:
+      needed: bytes of memory that it would need, as the compiler says.
+    """
 
     def __init__(self, needed: int):
         super().__init__(needed)

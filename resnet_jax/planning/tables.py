@@ -42,6 +42,8 @@ def _steps(plan: Plan) -> tuple[StepPlan, StepPlan]:
 
 def _batch_rows(plan):
     devices = len(plan.devices)
+    if plan.train.batch != plan.recipe.batch_size:
+        yield "images of all devices, by the config", f"{plan.recipe.batch_size:,}, DOES NOT FIT", ""
     yield "images of all devices", *(f"{step.batch:,}" for step in _steps(plan))
     yield "images", *(f"{step.batch // devices:,}" for step in _steps(plan))
 

@@ -152,6 +152,7 @@ def test_a_batch_that_the_compiler_refuses_is_planned_at_the_largest_that_fits(m
     monkeypatch.setattr(plans, "_compile", refuse)
     plan = make_plan(recipe, jax.devices())
     assert plan.train.batch == plan.largest.fits <= 32 < plan.largest.fails <= 64
+    assert "64, DOES NOT FIT" in list(plan_table(plan, "here").columns[1].cells)
 
 
 def test_the_refusal_of_a_tpu_compiler_names_the_memory_that_is_needed():
