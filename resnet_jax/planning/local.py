@@ -17,7 +17,7 @@ from resnet_jax.config.plan import checkpoints_kept, data_folder, join_job, num_
 from resnet_jax.config.recipe import Recipe
 from resnet_jax.config.stored import changes, with_old_defaults
 from resnet_jax.device_memory import size_text
-from resnet_jax.environment import describe_environment, unseen_accelerator
+from resnet_jax.environment import describe_environment, unseen_accelerator, use_compilation_cache
 from resnet_jax.errors import UserError
 from resnet_jax.planning.plan import make_plan, tree_bytes
 from resnet_jax.planning.rates import measure_rates
@@ -52,6 +52,7 @@ def check_machine(
     Raises:
       UserError: a config that can run nowhere, or whose data are not there.
     """
+    use_compilation_cache()  # what is compiled here is the run's
     join_job(config)
     yield _devices(config)
     yield _versions()
