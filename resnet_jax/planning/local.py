@@ -94,7 +94,7 @@ def _versions() -> Check:
     advice = None
     if versions["jax"] != versions["jaxlib"]:
         advice = f"install the jaxlib of this jax: pip install jaxlib=={versions['jax']}"
-    return Check("versions", found + (f", git {revision[:12]}" if revision else ""), advice)
+    return Check("versions", found + (f", git {revision[:12] + revision[40:]}" if revision else ""), advice)
 
 
 def _hosts(config) -> Check:
