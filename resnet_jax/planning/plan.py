@@ -37,8 +37,9 @@ class StepPlan:
       arguments, outputs, temporaries, code: bytes of memory.
       aliased: bytes of outputs that take the place of arguments.
       beside: bytes of what lies on the device meanwhile: other data, and state that the step does not need.
-      flop, traffic: FLOP, and bytes to and from main memory, of a step.
-      collectives: by kind.
+      flop: FLOP of a step.
+      traffic: bytes of a step to and from main memory; None where the program cannot be read.
+      collectives: by kind; None where the program cannot be read.
       summed: bytes that the devices have to add up.
       seconds: compile time.
     """
@@ -51,8 +52,8 @@ class StepPlan:
     code: int
     beside: int
     flop: float
-    traffic: float
-    collectives: dict[str, Collective]
+    traffic: float | None
+    collectives: dict[str, Collective] | None
     summed: dict[str, int]
     seconds: float
 
@@ -86,6 +87,8 @@ class Plan:
         """Images/s of one device, at the most, by what binds it; see `chips.step_bounds`."""
         peak = peak_of(self.devices[0])
         if peak is None:
+            return {}
+        if self.train.traffic is None:
             return {}
         moved = {kind: found.size for kind, found in self.train.collectives.items()}
         dtype = self.recipe.model_settings["dtype"]
@@ -211,7 +214,7 @@ def _compile(compile_step: Callable[[], jax.stages.Compiled]) -> jax.stages.Comp
 
 
 def _step_plan(compiled, batch, beside, summed, seconds, flop) -> StepPlan:
-    memory, program = compiled.memory_analysis(), compiled.as_text()
+    memory, program = compiled.memory_analysis(), _text(compiled)
     return StepPlan(
         batch=batch,
         arguments=memory.argument_size_in_bytes,
@@ -221,11 +224,18 @@ def _step_plan(compiled, batch, beside, summed, seconds, flop) -> StepPlan:
         code=memory.generated_code_size_in_bytes,
         beside=beside,
         flop=flop or compiled.cost_analysis()["flops"],
-        traffic=main_memory_traffic(program),
-        collectives=collectives(program),
+        traffic=main_memory_traffic(program) if program else None,
+        collectives=collectives(program) if program else None,
         summed=summed,
         seconds=seconds,
     )
+
+
+def _text(compiled: jax.stages.Compiled) -> str | None:
+    try:
+        return compiled.as_text()
+    except jax.errors.JaxRuntimeError:  # a program of libtpu that this jaxlib cannot read, as for v5p, batch 32768
+        return None
 
 
 def _evaluated(program: Program) -> list[str]:

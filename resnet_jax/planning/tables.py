@@ -72,12 +72,21 @@ def _share(needed, available):
 def _cost_rows(plan):
     devices = len(plan.devices)
     yield "FLOP for an image", *(f"{step.flop * devices / step.batch / 1e9:,.3g} G" for step in _steps(plan))
-    yield "memory traffic for an image", *(size_text(step.traffic * devices / step.batch) for step in _steps(plan))
+    yield "memory traffic for an image", *(_traffic(step, devices) for step in _steps(plan))
     yield "compile time", *(f"{step.seconds:.0f} s" for step in _steps(plan))
     yield "collectives", *(_collectives(step) for step in _steps(plan))
 
 
+_UNREAD = "jaxlib cannot read the program"
+
+
+def _traffic(step, devices):
+    return _UNREAD if step.traffic is None else size_text(step.traffic * devices / step.batch)
+
+
 def _collectives(step):
+    if step.collectives is None:
+        return _UNREAD
     return _exchanges(step.collectives) or "none"
 
 
@@ -88,7 +97,7 @@ def _exchanges(found):
 def _network_rows(plan):
     summed = {name: size for name, size in plan.train.summed.items() if size}
     yield "to be summed", ", ".join(f"{name} {size_text(size)}" for name, size in summed.items())
-    if len(plan.devices) > 1:
+    if len(plan.devices) > 1 and plan.train.collectives is not None:
         yield "", check_collectives(plan.train)
 
 

@@ -173,6 +173,17 @@ def test_the_default_run_is_planned_with_a_line_for_each_figure(capsys):
         assert words in text
 
 
+def test_a_program_that_cannot_be_read_has_a_plan_without_traffic(monkeypatch):
+    def refuse(compiled):
+        raise jax.errors.JaxRuntimeError("INTERNAL: RET_CHECK failure: async-update instruction should have 1 operands")
+
+    monkeypatch.setattr(jax.stages.Compiled, "as_text", refuse)
+    monkeypatch.setattr(plans, "search_largest", lambda *a: None)
+    plan = make_plan(four_devices(), jax.devices())
+    assert plan.bounds == {} and plan.train.memory > 0
+    assert "jaxlib cannot read the program" in list(plan_table(plan, "here").columns[1].cells)
+
+
 def test_data_that_have_to_be_read_and_are_not_there_are_one_error(tmp_path):
     config = tiny_config(
         data__name="folder", data__loader="stream", data__image_size=8, data__data_dir=str(tmp_path / "x")
