@@ -64,8 +64,40 @@ def make_workdir(workdir: pathlib.Path) -> None:
 
 
 def absolute(path: str | pathlib.Path) -> pathlib.Path:
-    """The absolute path, `~` expanded."""
+    """The absolute path, `~` expanded.
+
+    Raises:
+      UserError: a URL, where only a local path will do.
+    """
+    if is_url(path):
+        raise UserError(f"{path}: expected a local path, found a URL; copy it to the local disk first")
     return pathlib.Path(path).expanduser().absolute()
+
+
+def is_url(path: object) -> bool:
+    """True for gs://bucket/run and other URLs, False for a local path."""
+    return "://" in str(path)
+
+
+_shown: dict[pathlib.Path, str] = {}
+
+
+@contextlib.contextmanager
+def shown_as(folder: pathlib.Path, name: str) -> Iterator[None]:
+    """Let `shown` call a folder by another name: that of the bucket that it is a copy of."""
+    _shown[folder] = name
+    try:
+        yield
+    finally:
+        del _shown[folder]
+
+
+def shown(path: pathlib.Path) -> str:
+    """A path as people know it."""
+    for folder, name in _shown.items():
+        if path.is_relative_to(folder):
+            return "/".join([name, *path.relative_to(folder).parts])
+    return str(path)
 
 
 def read_environment(workdir: pathlib.Path) -> dict:
@@ -200,7 +232,7 @@ def resume_command(workdir: pathlib.Path) -> str:
     program, *arguments = sys.argv
     if os.path.basename(program) == "ablate.py":
         return shlex.join(["python", "-m", "resnet_jax.ablate", *arguments])
-    option = f"--workdir={workdir}"
+    option = f"--workdir={shown(workdir)}"
     if os.path.basename(program) != "train.py":
         return f"the same command with {shlex.quote(option)}"
     named = any(argument.startswith(("--workdir", "-workdir")) for argument in arguments)

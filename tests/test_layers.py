@@ -19,7 +19,7 @@ FILES = {
 }
 # Each layer may import itself and those before it.
 LAYERS = [
-    {"errors", "signals", "workdir", "environment", "commands", "progress", "xla_flags", "device_memory"},
+    {"errors", "signals", "bucket", "workdir", "environment", "commands", "progress", "xla_flags", "device_memory"},
     {"models", "data"},
     {"checkpoint", "weights"},
     {"training"},

@@ -5,12 +5,13 @@ import pathlib
 import tempfile
 from collections.abc import Iterator
 
+from resnet_jax.bucket import bucket_errors, file_system
 from resnet_jax.checkpoint.card import FILE, read_card
 from resnet_jax.checkpoint.earlier import META
 from resnet_jax.checkpoint.manifest import FILE as MANIFEST
 from resnet_jax.checkpoint.store import DIRECTORY, SavedSteps
 from resnet_jax.errors import UserError
-from resnet_jax.workdir import absolute
+from resnet_jax.workdir import absolute, is_url
 
 
 @contextlib.contextmanager
@@ -24,26 +25,17 @@ def local(path: str | pathlib.Path, step: str | int = "best") -> Iterator[pathli
     Raises:
       UserError: nothing is there, or the package for this kind of URL is not installed.
     """
-    if "://" not in str(path):
+    if not is_url(path):
         yield absolute(path)
         return
     with tempfile.TemporaryDirectory() as folder:
-        try:
+        with bucket_errors(str(path)):
             copied = _copy(str(path), pathlib.Path(folder) / "run", step)
-        except ImportError as error:
-            raise UserError(f"{path}: expected the package for such URLs, found none: {error}") from None
-        except UserError:
-            raise
-        except Exception as error:  # of any file system and its network
-            reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
-            raise UserError(f"{path}: cannot be read: {reason}; check the URL and your rights") from None
         yield copied
 
 
 def _copy(url: str, folder: pathlib.Path, step: str | int) -> pathlib.Path:
-    import fsspec  # on use: hardly any run needs it
-
-    files, root = fsspec.core.url_to_fs(url.rstrip("/"))
+    files, root = file_system(url)
 
     def get(name: str, to: pathlib.Path) -> None:
         to.parent.mkdir(parents=True, exist_ok=True)

@@ -111,6 +111,7 @@ class Checkpoints(SavedSteps):
       keep: number of the last steps to keep; the best and the last milestone are kept, too.
       best_metric: see `SavedSteps`.
       is_milestone: says of a step whether every run of this config saves it, whenever it is stopped.
+      after_save: called when a step is on the disk, by the thread of writes; only then it is saved.
 
     Attributes:
       messages: which steps were not whole, and were moved to `checkpoints_corrupt/`, so that they can be saved again.
@@ -125,9 +126,10 @@ class Checkpoints(SavedSteps):
         keep: int = 1,
         best_metric: str = "accuracy",
         is_milestone: Callable[[int], bool] = lambda step: True,
+        after_save: Callable[[], None] = lambda: None,
     ):
         super().__init__(workdir, best_metric)
-        self._keep, self._is_milestone = keep, is_milestone
+        self._keep, self._is_milestone, self._after_save = keep, is_milestone, after_save
         self.messages: list[str] = []
         self._directory = self.workdir / DIRECTORY
         make_workdir(self._directory)
@@ -229,6 +231,7 @@ class Checkpoints(SavedSteps):
         """Write a step, in the thread of writes."""
         check_room(self.workdir, sum(array.nbytes for tree in arrays.values() for array in tree.values()))
         write_step(self.path(manifest.step), arrays, manifest)
+        self._after_save()
         return manifest.metrics
 
     def _remove_old(self) -> set[int]:

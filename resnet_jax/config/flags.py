@@ -199,7 +199,7 @@ def parse_training(argv: list[str], description: str) -> tuple[ConfigDict, conte
     if workdir is None and config.parallel.distributed:
         raise UserError("--workdir: several processes need the same one; add --workdir=DIR")
     if workdir:
-        return config, contextlib.nullcontext(pathlib.Path(workdir))
+        return config, contextlib.nullcontext(workdir)
     return config, new_workdir(pathlib.Path("runs"), f"{command.experiment}-{config.model.name}")
 
 

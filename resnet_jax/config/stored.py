@@ -11,6 +11,7 @@ from ml_collections.config_dict import placeholder
 from resnet_jax.config import default
 from resnet_jax.errors import UserError
 from resnet_jax.models import MODELS, own_norm
+from resnet_jax.training.processes import from_main
 from resnet_jax.workdir import read_json
 
 RENAMED = {
@@ -124,8 +125,11 @@ def _with_own_norm(values: dict) -> dict:
 def with_old_defaults(workdir: pathlib.Path, config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
     """The config, with what a key meant before it came where the run of a workdir does not have it yet."""
     path = workdir / "config.json"
-    divided = config.data.name in _WITH_SPLITS and path.exists()
-    if divided and "use_validation_split" not in read_json(path).get("data", {}):
+
+    def lacks_key():
+        return path.exists() and "use_validation_split" not in read_json(path).get("data", {})
+
+    if config.data.name in _WITH_SPLITS and from_main(lacks_key):
         config = config.copy_and_resolve_references()
         config.data.use_validation_split = False
     return config

@@ -5,6 +5,7 @@ import functools
 import multiprocessing
 import pathlib
 import signal
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 
@@ -13,18 +14,18 @@ import ml_collections
 from rich.console import Console
 from rich.progress import Progress
 
+from resnet_jax.bucket import opened
 from resnet_jax.commands import make_console
 from resnet_jax.config.build import (
     Assembly,
-    finished_result,
     initial_state,
     make_recipe,
-    open_run,
     random_keys,
     resolve,
     shared_program,
 )
 from resnet_jax.config.flags import is_study
+from resnet_jax.config.open import finished_result, open_run
 from resnet_jax.config.stored import with_old_defaults
 from resnet_jax.environment import memory_errors, unseen_accelerator, use_compilation_cache
 from resnet_jax.errors import DivergedError, UserError
@@ -38,7 +39,7 @@ from resnet_jax.training.probes import make_probes
 from resnet_jax.training.replicas import seconds_per_step, stack_states, train_replicas
 from resnet_jax.training.run import TrainingRun
 from resnet_jax.training.watchdog import watchdog
-from resnet_jax.workdir import absolute, write_json
+from resnet_jax.workdir import absolute, is_url, shown, write_json
 
 _LESS_MEMORY = (
     "a smaller train.batch_size, or the same one in parts (train.grad_accum_steps); dtype=bfloat16; a smaller "
@@ -60,7 +61,7 @@ def train(
 
     Args:
       config: as from `get_config`.
-      workdir: directory for everything that the run writes.
+      workdir: directory for everything that the run writes; a local path, or gs://BUCKET/PATH.
       console: for what people see; default: the terminal, or the notebook.
       bars: the progress bar goes among these; default: one of its own.
       stop_requested: says after each step whether to stop, by a signal or True; default: see `signals.STOP_SIGNALS`.
@@ -80,11 +81,21 @@ def train(
     if config.parallel.distributed:
         join_processes()
     console = console or make_console(quiet=not is_main_process())
-    workdir = absolute(workdir)
-    config = with_old_defaults(workdir, resolve(config))
+    config = resolve(config)
+    with contextlib.ExitStack() as stack:
+        mirror = stack.enter_context(opened(workdir)) if is_main_process() else None
+        if mirror is not None:
+            return _train_in(config, mirror.folder, console, bars, stop_requested, started, mirror.publish)
+        local = pathlib.Path(stack.enter_context(tempfile.TemporaryDirectory())) if is_url(workdir) else None
+        return _train_in(config, local or absolute(workdir), console, bars, stop_requested, started)
+
+
+def _train_in(config, workdir, console, bars, stop_requested, started, publish=lambda: None) -> dict:
+    """Train in a local folder."""
+    config = with_old_defaults(workdir, config)
     result = finished_result(workdir, config)
     if result:
-        console.print(f"This run is complete: {workdir}", highlight=False, soft_wrap=True)
+        console.print(f"This run is complete: {shown(workdir)}", highlight=False, soft_wrap=True)
     else:
         recipe = make_recipe(config, workdir)
         if advice := unseen_accelerator():
@@ -94,7 +105,7 @@ def train(
             assembly = Assembly(recipe, functools.partial(watch, bars))
             stack.enter_context(memory_errors(_LESS_MEMORY))
             preemption = stack.enter_context(_preemption(stop_requested, console))
-            run = stack.enter_context(open_run(recipe, assembly, workdir, console, bars))
+            run = stack.enter_context(open_run(recipe, assembly, workdir, console, bars, publish))
             run.program = assembly.program(random_keys(config.seed)[0])
             run.probes = make_probes(run.program, recipe)
             run.watchdog = stack.enter_context(watchdog(recipe.watchdog_seconds))

@@ -14,6 +14,7 @@ from rich.table import Table
 
 from resnet_jax.commands import titled_table
 from resnet_jax.progress import watch
+from resnet_jax.workdir import is_url, shown
 
 
 def start_screen(rows: Mapping[str, str]) -> Table:
@@ -24,7 +25,8 @@ def start_screen(rows: Mapping[str, str]) -> Table:
 def print_end(console: Console, result: dict, workdir: pathlib.Path) -> None:
     """Print best and last scores, time, files, and the next commands, which can be pasted from any terminal."""
     rate = result["images_per_second"]
-    folder = min(os.path.relpath(workdir), str(workdir), key=len)
+    name = shown(workdir)
+    folder = name if is_url(name) else min(os.path.relpath(workdir), name, key=len)
     rows = {
         "time": f"{datetime.timedelta(seconds=round(result['seconds']))}"
         + (f", training at {rate:,.0f} images/s" if rate else ""),

@@ -46,6 +46,7 @@ class TrainingRun:
       preemption: says whether the run is asked to stop.
       watchdog: is told to wait after each call and each batch of an evaluation.
       rollbacks: how often the run went back to a checkpoint since it began.
+      publish: uploads the run directory, if it lies in a bucket.
       num_replicas: number of runs that share the time.
     """
 
@@ -69,6 +70,7 @@ class TrainingRun:
     preemption: Preemption | None = None
     watchdog: Watchdog | None = None
     rollbacks: int = 0
+    publish: Callable[[], None] = lambda: None
     num_replicas: int = 1
 
     def save(self, step: int, state: TrainState, metrics: dict | None, *, evaluated: bool = True) -> None:
@@ -103,6 +105,7 @@ class TrainingRun:
             self.save(step, state, None, evaluated=evaluated)
         self.checkpoints.wait()
         write_json(self.workdir / "result.json", {"completed": False, **self.progress(step)})
+        self.publish()
         return (
             f"stopped at step {step} of {self.recipe.num_steps}, which is saved; to continue:\n"
             f"  {resume_command(self.workdir)}"

@@ -1,0 +1,150 @@
+"""A whole run in a bucket, on an emulator."""
+
+import json
+import os
+import pathlib
+import random
+import shutil
+import signal
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+from rich.console import Console
+
+import resnet_jax
+from resnet_jax import UserError, bucket, evaluate, train
+from resnet_jax.errors import InterruptedRun, WorkdirInUse
+from tests.buckets import BUCKET, emulator
+from tests.runs import ROOT, assert_the_same_end, last_state, logged, start_process
+from tests.soak.test_faults import SETTINGS, counts, end_somewhere
+from tests.tiny import tiny_config
+
+QUIET = Console(quiet=True)
+
+
+@pytest.fixture
+def storage(monkeypatch):
+    with emulator() as url:
+        monkeypatch.setenv("STORAGE_EMULATOR_HOST", url)
+        yield f"gs://{BUCKET}"
+
+
+def fetched(url, folder):
+    bucket.download(url, folder)
+    return folder
+
+
+def test_a_run_in_a_bucket_is_stopped_resumed_scored_and_loaded(storage, tmp_path):
+    url, config = f"{storage}/runs/a", tiny_config()
+    expected = train(config, tmp_path / "local", QUIET)
+    with pytest.raises(InterruptedRun, match=f"stopped at step 13 of 30(?s:.*)--workdir={url}"):
+        train(config, url, QUIET, stop_requested=lambda step: step == 13)
+    result = train(config, url, QUIET)
+    assert result["last"] == expected["last"]
+    assert_the_same_end(fetched(url, tmp_path / "fetched"), tmp_path / "local")
+    _, variables = resnet_jax.load_checkpoint(url, "latest")
+    _, local = resnet_jax.load_checkpoint(tmp_path / "local", "latest")
+    jax.tree.map(np.testing.assert_array_equal, variables, local)
+    assert evaluate.evaluate(url, step="latest")["accuracy"] == expected["last"]["test"]["accuracy"]
+    assert not pathlib.Path("gs:").exists()
+    names = {path.name for path in (tmp_path / "fetched").iterdir()}
+    assert names >= {"result.json", "metrics.jsonl", "curves.png", "card.json", "config.json", "environment.json"}
+    assert not names & {".lease", ".lock"}
+
+
+def test_answers_of_a_busy_server_are_asked_for_again(tmp_path, monkeypatch):
+    with emulator(faults=0.05) as url:
+        monkeypatch.setenv("STORAGE_EMULATOR_HOST", url)
+        assert train(tiny_config(), f"gs://{BUCKET}/run", QUIET)["completed"]
+        assert resnet_jax.load_checkpoint(f"gs://{BUCKET}/run")
+
+
+@pytest.mark.parametrize(
+    ("url", "message"),
+    [
+        ("gs://nowhere/run", "gs://nowhere/run: there is no bucket nowhere, or you may not see it; check the URL"),
+        ("s3://bucket/run", "workdir: expected a local folder or gs://BUCKET/PATH, found s3://bucket/run"),
+    ],
+)
+def test_a_bucket_that_is_not_there_is_one_line(storage, url, message):
+    with pytest.raises(UserError) as refused:
+        train(tiny_config(), url, QUIET)
+    assert str(refused.value) == message
+
+
+@pytest.mark.parametrize("command", ["report", "predict", "summary"])
+def test_a_command_that_needs_a_local_path_says_so(command, capsys):
+    import importlib
+
+    arguments = {"report": ["gs://b/run"], "predict": ["gs://b/run", "gs://b/x.jpg"], "summary": ["gs://b/run"]}
+    with pytest.raises(SystemExit) as end:
+        importlib.import_module(f"resnet_jax.{command}").main(arguments[command])
+    assert end.value.code == 2 and "gs:" in capsys.readouterr().err
+    assert not pathlib.Path("gs:").exists()
+
+
+def test_a_second_process_is_kept_out_and_the_lease_of_a_dead_one_is_taken(storage, monkeypatch):
+    files, root = bucket.file_system(f"{storage}/run")
+    monkeypatch.setattr(bucket, "_SECONDS_BETWEEN_RENEWALS", 0.1)
+    first = bucket.Lease(files, f"{root}/.lease", "gs://x")
+    holder = json.loads(files.cat_file(f"{root}/.lease"))
+    assert holder["pid"] == os.getpid()
+    with monkeypatch.context() as patch:
+        patch.setattr(bucket.socket, "gethostname", lambda: "another")  # as another host sees it
+        with pytest.raises(WorkdirInUse, match=f"another run is at work in gs://x, process {os.getpid()} on"):
+            bucket.Lease(files, f"{root}/.lease", "gs://x")
+    first.release()
+    assert not files.exists(f"{root}/.lease")
+    dead = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, text=True)
+    files.pipe_file(f"{root}/.lease", json.dumps({**holder, "pid": int(dead.stdout)}).encode())
+    bucket.Lease(files, f"{root}/.lease", "gs://x").release()
+
+
+def test_a_lease_that_was_taken_over_is_noticed(storage, monkeypatch):
+    files, root = bucket.file_system(f"{storage}/run")
+    monkeypatch.setattr(bucket, "_SECONDS_BETWEEN_RENEWALS", 0.05)
+    lease = bucket.Lease(files, f"{root}/.lease", "gs://x")
+    files.pipe_file(f"{root}/.lease", b"{}")
+    lease._thread.join(60)
+    with pytest.raises(bucket.StorageError, match="another process took this run over"):
+        lease.check()
+    lease.release()
+    assert files.exists(f"{root}/.lease")
+
+
+@pytest.mark.slow
+@counts(1, 20)
+def test_a_run_in_a_bucket_that_is_killed_ends_to_the_bit_as_if_it_had_not(storage, tmp_path, count):
+    process = start_process(tmp_path / "reference", **SETTINGS)
+    assert process.wait() == 0
+    rng = random.Random(3)
+    for trial in range(count):
+        url = f"{storage}/{trial}"
+        for _ in range(rng.randrange(1, 3)):
+            process = start_process(url, cache=tmp_path / "cache", **SETTINGS)
+            mirrored = next(iter((tmp_path / "cache").glob("*/buckets/*")), tmp_path / "none")
+            status, output = end_somewhere(process, mirrored, signal.SIGKILL, rng)
+            assert status in (0, -signal.SIGKILL), output
+        process = start_process(url, cache=tmp_path / "cache", **SETTINGS)
+        output = process.communicate()[0]
+        assert process.returncode == 0, output
+        assert_the_same_end(fetched(url, tmp_path / str(trial)), tmp_path / "reference")
+        shutil.rmtree(tmp_path / str(trial))
+        assert (ROOT / "gs:").exists() is False
+
+
+def test_what_is_left_of_a_step_without_its_manifest_is_no_step(storage, tmp_path):
+    url = f"{storage}/run"
+    with pytest.raises(InterruptedRun):
+        train(tiny_config(), url, QUIET, stop_requested=lambda step: step == 13)
+    files, root = bucket.file_system(url)
+    files.rm_file(f"{root}/checkpoints/13/manifest.json")
+    train(tiny_config(), url, QUIET)
+    train(tiny_config(), tmp_path / "local", QUIET)
+    jax.tree.map(
+        np.testing.assert_array_equal, last_state(fetched(url, tmp_path / "f")), last_state(tmp_path / "local")
+    )
+    assert logged(tmp_path / "f") == logged(tmp_path / "local")
