@@ -19,7 +19,7 @@ FILES = {
 }
 # Each layer may import itself and those before it.
 LAYERS = [
-    {"errors", "signals", "workdir", "environment", "commands", "progress", "xla_flags"},
+    {"errors", "signals", "workdir", "environment", "commands", "progress", "xla_flags", "job"},
     {"models", "data"},
     {"checkpoint", "weights"},
     {"training"},

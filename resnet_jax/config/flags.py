@@ -19,6 +19,7 @@ from resnet_jax.config import default
 from resnet_jax.config.help import describe_experiments, describe_keys
 from resnet_jax.config.stored import RENAMED, flatten, read_config_file
 from resnet_jax.errors import UserError, did_you_mean
+from resnet_jax.job.address import Address, given_address, launcher
 from resnet_jax.workdir import make_workdir, writing
 
 CONFIGS = pathlib.Path(__file__).parent.parent / "configs"
@@ -184,8 +185,30 @@ def _set_none(config: ConfigDict, key: str) -> None:
     config[last] = None
 
 
-def parse_training(argv: list[str], description: str) -> tuple[ConfigDict, contextlib.AbstractContextManager]:
-    """The config of `train.py`, overrides applied, and a context manager that gives its workdir.
+def define_job(values: flags.FlagValues) -> None:
+    """Add the flags of a process that is one of several."""
+    of_job = {"flag_values": values}
+    flags.DEFINE_string("coordinator", None, "HOST:PORT where process 0 of a job listens.", **of_job)
+    flags.DEFINE_integer("num_processes", None, "Number of processes in the job.", **of_job)
+    flags.DEFINE_integer("process_id", None, "Index of this process, from 0.", **of_job)
+    flags.DEFINE_string(
+        "coordinator_bind", None, "HOST:PORT that process 0 binds to; default: --coordinator.", **of_job
+    )
+
+
+def job_address(values: flags.FlagValues) -> Address | None:
+    """The place in a job that the flags of `define_job` give, if they do.
+
+    Raises:
+      UserError: one of them is missing, or out of range.
+    """
+    return given_address(values.coordinator, values.num_processes, values.process_id, values.coordinator_bind)
+
+
+def parse_training(
+    argv: list[str], description: str
+) -> tuple[ConfigDict, contextlib.AbstractContextManager, Address | None]:
+    """The config of `train.py`, overrides applied; a context manager that gives its workdir; its place in a job.
 
     Raises:
       UserError: an unknown key, a value of the wrong type, a config file that cannot be read.
@@ -193,17 +216,19 @@ def parse_training(argv: list[str], description: str) -> tuple[ConfigDict, conte
 
     def define(values):
         flags.DEFINE_string("workdir", None, "Run directory; default: a new one in runs/.", flag_values=values)
+        define_job(values)
 
     command = parse_command(argv, "default", description, define)
     if is_study(command.config):
         raise UserError("--config: expected an experiment, found a study; run it with python -m resnet_jax.ablate")
     resolve_length(command.config, command.overrides)
-    config, workdir = command.config, command.values.workdir
-    if workdir is None and config.parallel.distributed:
+    config, workdir, address = command.config, command.values.workdir, job_address(command.values)
+    distributed = config.parallel.distributed
+    if workdir is None and (address or distributed or (distributed is None and launcher() not in (None, "Kubernetes"))):
         raise UserError("--workdir: several processes need the same one; add --workdir=DIR")
     if workdir:
-        return config, contextlib.nullcontext(pathlib.Path(workdir))
-    return config, new_workdir(pathlib.Path("runs"), f"{command.experiment}-{config.model.name}")
+        return config, contextlib.nullcontext(pathlib.Path(workdir)), address
+    return config, new_workdir(pathlib.Path("runs"), f"{command.experiment}-{config.model.name}"), address
 
 
 @contextlib.contextmanager

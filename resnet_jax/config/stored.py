@@ -30,6 +30,7 @@ _OLD_VALUES = {("data.workers", "auto"): "threads"}  # "auto" measured at the st
 NOT_OF_THE_RESULT = (
     *("data.data_dir", "data.workers", "data.num_workers", "data.max_corrupt", "data.verify"),
     *("eval.batch_size", "log.every_steps", "checkpoint.keep"),
+    *("parallel.distributed", "parallel.check_every_steps", "parallel.heartbeat_seconds"),
 )
 LENGTH = ("train.epochs", "train.steps", "optim.milestones")
 _WITH_SPLITS = ("folder", "tar")  # data that may come with a validation split

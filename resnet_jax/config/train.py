@@ -25,18 +25,20 @@ from resnet_jax.config.build import (
     shared_program,
 )
 from resnet_jax.config.flags import is_study
+from resnet_jax.config.job import check_job
 from resnet_jax.config.stored import with_old_defaults
 from resnet_jax.environment import memory_errors, unseen_accelerator, use_compilation_cache
 from resnet_jax.errors import DivergedError, UserError
+from resnet_jax.job.join import join_if_wanted, telling_others, watched_run
 from resnet_jax.progress import progress_bars, watch
 from resnet_jax.training.console import print_end
 from resnet_jax.training.hooks import TrainingRun
 from resnet_jax.training.logs import read_metrics
 from resnet_jax.training.loop import train_run
-from resnet_jax.training.parallel import is_main_process, join_processes
+from resnet_jax.training.parallel import is_main_process
 from resnet_jax.training.preemption import stop_requests
 from resnet_jax.training.replicas import seconds_per_step, stack_states, train_replicas
-from resnet_jax.workdir import absolute, write_json
+from resnet_jax.workdir import absolute, storage_errors, write_json
 
 _LESS_MEMORY = (
     "a smaller train.batch_size, or the same one in parts (train.grad_accum_steps); dtype=bfloat16; a smaller "
@@ -75,11 +77,16 @@ def train(
     started = time.perf_counter()
     _check_call(config)
     use_compilation_cache()
-    if config.parallel.distributed:
-        join_processes()
+    join_if_wanted(config.parallel.distributed, config.parallel.heartbeat_seconds)
     console = console or make_console(quiet=not is_main_process())
-    workdir = absolute(workdir)
-    config = with_old_defaults(workdir, resolve(config))
+    with watched_run():
+        return _train(config, absolute(workdir), console, bars, stop_requested, started)
+
+
+def _train(config, workdir, console, bars, stop_requested, started) -> dict:
+    config = resolve(config)
+    check_job(config, workdir)
+    config = with_old_defaults(workdir, config)
     result = finished_result(workdir, config)
     if result:
         console.print(f"This run is complete: {workdir}", highlight=False, soft_wrap=True)
@@ -96,8 +103,9 @@ def train(
             run.program = assembly.program(random_keys(config.seed)[0])
             stack.callback(run.program.loader.close)
             run.seconds_before += time.perf_counter() - started
-            result = train_run(run, stop_requested)
-            _write_result(run, result)
+            with telling_others(), memory_errors(_LESS_MEMORY), storage_errors(workdir):
+                result = train_run(run, stop_requested)
+                _write_result(run, result)
     print_end(console, result, workdir)
     return result
 

@@ -130,6 +130,21 @@ class Hook:
         """After each call, which ended with `step`."""
 
 
+class CheckAgreement(Hook):
+    """Stops where the devices hold different states: at the start, every so many steps, and before a checkpoint."""
+
+    def start(self, step, state):
+        self._check(step, state)
+
+    def __call__(self, step, state):
+        if self.run.recipe.is_check_due(self._checked, step):
+            self._check(step, state)
+
+    def _check(self, step, state):
+        self._checked = step
+        self.run.program.parallel.check_agreement(state, f"step {step}")
+
+
 class ShowProgress(Hook):
     """Moves the progress bar."""
 
@@ -252,6 +267,7 @@ def make_hooks(run: TrainingRun, stop_requested: Callable[[int], signal.Signals 
     """The hooks of a run, in their order."""
     evaluate = Evaluate(run)
     return [
+        *([CheckAgreement(run)] if run.program.parallel.shards > 1 else []),  # first: no other is to see a wrong state
         ShowProgress(run),
         LogTraining(run),
         Diagnose(run),

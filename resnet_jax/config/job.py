@@ -1,0 +1,65 @@
+"""The start of a job of several processes: do all of them see the same?"""
+
+import functools
+import importlib.metadata
+import json
+import pathlib
+import time
+import uuid
+
+import jax
+import ml_collections
+
+from resnet_jax.config.stored import flatten
+from resnet_jax.environment import git_revision
+from resnet_jax.errors import UserError
+from resnet_jax.training.parallel import agreed, broadcast, check_same_everywhere, is_main_process
+from resnet_jax.workdir import make_workdir, write_text, writing
+
+_OF_A_HOST = ("data.data_dir", "data.workers", "data.num_workers")  # data are known by their digest
+_TO_SEE = 10.0  # seconds; network file systems show what others write a little later
+
+
+def check_job(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> None:
+    """Check that the processes of a job have the same code, config and workdir.
+
+    Raises:
+      UserError: one of them differs; it is named.
+    """
+    if jax.process_count() == 1:
+        return
+    code = {name: importlib.metadata.version(name) for name in ("jax", "jaxlib", "flax", "optax")}
+    code["git revision"] = git_revision()
+    check_same_everywhere(json.dumps(code).encode(), "code version (" + ", ".join(code) + ")")
+    values = {key: value for key, value in flatten(config).items() if key not in _OF_A_HOST}
+    check_same_everywhere(json.dumps(values, sort_keys=True).encode(), "config")
+    _check_shared(workdir)
+
+
+def _check_shared(workdir: pathlib.Path) -> None:
+    name = broadcast(f".job-{uuid.uuid4().hex}")  # a new one: that it was absent is remembered nowhere
+    token = workdir / name
+    try:
+        agreed(functools.partial(_write, token), "workdir")
+        agreed(functools.partial(_find, token), "workdir")
+    finally:
+        if is_main_process():
+            token.unlink(missing_ok=True)
+
+
+def _write(token):
+    if is_main_process():
+        make_workdir(token.parent)
+        with writing(token.parent):
+            write_text(token, "")
+
+
+def _find(token):
+    deadline = time.monotonic() + _TO_SEE
+    while not token.exists():
+        if time.monotonic() > deadline:
+            raise UserError(
+                f"workdir: expected a folder that all processes share, found in {token.parent} "
+                "nothing of what process 0 writes there; take one on a network file system, or in a bucket"
+            )
+        time.sleep(0.1)
