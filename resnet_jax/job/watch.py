@@ -4,9 +4,11 @@ Without it, the others wait in a collective for what never comes, for minutes.
 """
 
 import contextlib
+import ctypes
 import json
 import os
 import re
+import signal
 import socket
 import threading
 import time
@@ -54,6 +56,9 @@ class Watch:
         self._inside = False  # a run
         self._ending = threading.Lock()  # never released by who ends this process
         self._wake, self._round = threading.Event(), 0
+        self._aborted: float | None = None  # monotonic time
+        self._on_abort = ctypes.CFUNCTYPE(None, ctypes.c_int)(self._hold)  # kept: C does not
+        ctypes.CDLL(None).signal(signal.SIGABRT, self._on_abort)
         threading.Thread(target=self._work, name="watch", daemon=True).start()
 
     @contextlib.contextmanager
@@ -85,6 +90,7 @@ class Watch:
                 if _is_of_others(error):
                     time.sleep(self.heartbeat + 2 * _GRACE)  # by then the culprit has ended this process, too
                 self._tell(error)
+                self._next_rounds()
             raise
 
     def leave(self) -> bool:
@@ -109,6 +115,16 @@ class Watch:
         if self._inside:
             self._end(*(self._own_failure() or self._culprit(grace=0) or self._lost(0, reason)))
 
+    def _hold(self, number):
+        """Keep a thread that aborts from ending the process without a word of the culprit.
+
+        Gloo throws in a thread of its own, where nothing catches it, when a peer vanishes in the midst of a collective.
+        """
+        if self._inside:
+            self._aborted = time.monotonic()
+            while True:
+                time.sleep(_LINGER)
+
     def _tell(self, error):
         message, status = str(error), 1
         if isinstance(error, UserError):
@@ -117,7 +133,7 @@ class Watch:
             message = f"{type(error).__name__}: {error}"
         self._own["failure"] = {"run": self._own["run"], "message": message[:2000], "status": status}
         self._failed = time.monotonic()
-        self._next_rounds()
+        self._wake.set()
 
     def _next_rounds(self):
         """Wait until what was done before is told, and the answer is there; not for ever."""
@@ -135,6 +151,8 @@ class Watch:
             if self._inside and self._failed is None:
                 if cause := self._culprit(_GRACE):
                     self._end(*cause)
+                elif self._aborted and time.monotonic() > self._aborted + self.heartbeat + _GRACE:
+                    self._tell(RuntimeError("a library has aborted; see its words above"))
             elif self._inside and time.monotonic() > self._failed + _LINGER:
                 self._end(*self._own_failure())  # something on its way out waits for others
             self._wake.wait(_INTERVAL)
