@@ -7,9 +7,9 @@ from absl import flags
 from rich.console import Console
 
 from resnet_jax.commands import command_line, make_console
-from resnet_jax.config.flags import define_job, is_study, job_address, parse_command, resolve_length
+from resnet_jax.config.flags import is_study, parse_command, resolve_length
+from resnet_jax.config.job import join_job
 from resnet_jax.errors import UserError
-from resnet_jax.job.join import join, join_if_wanted
 from resnet_jax.studies.grow import add_run, write_results
 from resnet_jax.studies.report import write_report
 from resnet_jax.studies.run import check_failures, print_cells, run_study
@@ -22,7 +22,6 @@ def _define(values: flags.FlagValues) -> None:
     flags.DEFINE_integer("cell", None, "Run this cell alone, and write no report.", flag_values=values)
     flags.DEFINE_string("add", None, "Copy a run that was trained alone into the study.", flag_values=values)
     flags.DEFINE_bool("report", False, "Write the report of what is there, and run nothing.", flag_values=values)
-    define_job(values)
     flags.DEFINE_bool("list", False, "Show the cells and the time they take, and run nothing.", flag_values=values)
 
 
@@ -41,9 +40,7 @@ def main(argv: list[str] | None = None) -> None:
         if not is_study(study):
             raise UserError("--config: expected a study like configs/ablations/digits.py, found an experiment")
         resolve_length(study.experiment, (key.removeprefix("experiment.") for key in command.overrides))
-        if address := job_address(values):
-            join(*address[:4])
-        join_if_wanted(study.experiment.parallel.distributed, study.experiment.parallel.heartbeat_seconds)
+        join_job(study.experiment, command.address)
         console = make_console(quiet=not is_main_process())
         workdir = pathlib.Path(values.workdir or pathlib.Path("runs") / f"ablation-{command.experiment}")
         if values.list:

@@ -35,9 +35,9 @@ def free_port() -> int:
 
 
 def environment(devices: int) -> dict[str, str]:
-    """Of a process with so many virtual devices."""
+    """Variables of a process with so many virtual devices, and with a fixed number of threads: bits depend on it."""
     flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count={devices}"  # the last one counts
-    return {**os.environ, "PYTHONPATH": str(ROOT), "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
+    return {**os.environ, "PYTHONPATH": str(ROOT), "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu", "NPROC": "4"}
 
 
 def run_job(code: str, workdirs, devices: int = 2, timeout: float = 400) -> list[tuple[int, str, str]]:

@@ -31,10 +31,11 @@ from resnet_jax.data.verify import verify
 from resnet_jax.environment import describe_environment, xla_flags
 from resnet_jax.progress import Watch, unwatched
 from resnet_jax.training.accumulator import Accumulator
+from resnet_jax.training.agreement import CheckAgreement, agreed, check_same_everywhere
 from resnet_jax.training.console import TrainingDisplay, start_screen
 from resnet_jax.training.hooks import ITEMS, TrainingRun
 from resnet_jax.training.logs import MetricsLog
-from resnet_jax.training.parallel import DataParallel, agreed, check_same_everywhere, is_main_process
+from resnet_jax.training.parallel import DataParallel, is_main_process
 from resnet_jax.training.program import Program
 from resnet_jax.training.step import TrainState, create_state, make_batch_fn, make_eval_step, make_train_step
 from resnet_jax.training.tensorboard import Events
@@ -296,10 +297,12 @@ def open_run(
         length = recipe.num_steps, recipe.epoch(recipe.num_steps)
         display = stack.enter_context(TrainingDisplay(console, bars, step, *length))
         accumulator, seconds, data = Accumulator(notes["sums"]), notes["seconds"], assembly.data
-        yield TrainingRun(
+        run = TrainingRun(
             *(recipe, workdir, console, card.to_json(), data, checkpoints, log, display, accumulator, seconds),
             *(step, state),
         )
+        run.checks = (CheckAgreement(run),) if assembly.parallel.shards > 1 else ()
+        yield run
 
 
 def _describe_run(workdir, config, environment, card, changed) -> None:

@@ -103,12 +103,14 @@ class Command(NamedTuple):
       overrides: keys that were given, with dots.
       experiment: name of the config file, without its folder and suffix.
       values: all flags.
+      address: place in a job of several processes, if given.
     """
 
     config: ConfigDict
     overrides: set[str]
     experiment: str
     values: flags.FlagValues
+    address: Address | None
 
 
 def parse_command(
@@ -123,11 +125,12 @@ def parse_command(
       define: adds the command's own flags to --config and --help.
 
     Raises:
-      UserError: an unknown key, a value of the wrong type, a config file that cannot be read.
+      UserError: an unknown key, a value of the wrong type, a config file that cannot be read, half an address.
     """
     values = flags.FlagValues()
     flags.DEFINE_bool("help", False, "Show this text.", short_name="h", flag_values=values)
     define(values)
+    _define_job(values)
     name, rest = _take_config(argv[1:], default_name)
     if any(argument in ("-h", "--help", "-help") for argument in rest):
         own = [f"  --{name}: {values[name].help}" for name in values if name not in ("help", "h", "?")]
@@ -150,7 +153,8 @@ def parse_command(
     for argument in nothing:
         _set_none(values.config, argument.removeprefix("--config.").removesuffix("=None"))
     overrides = set(config_flags.get_override_values(values["config"]))
-    return Command(values.config, overrides, _experiment(name), values)
+    address = given_address(values.coordinator, values.num_processes, values.process_id, values.coordinator_bind)
+    return Command(values.config, overrides, _experiment(name), values, address)
 
 
 def _take_config(arguments: list[str], default_name: str) -> tuple[str, list[str]]:
@@ -185,8 +189,7 @@ def _set_none(config: ConfigDict, key: str) -> None:
     config[last] = None
 
 
-def define_job(values: flags.FlagValues) -> None:
-    """Add the flags of a process that is one of several."""
+def _define_job(values) -> None:
     of_job = {"flag_values": values}
     flags.DEFINE_string("coordinator", None, "HOST:PORT where process 0 of a job listens.", **of_job)
     flags.DEFINE_integer("num_processes", None, "Number of processes in the job.", **of_job)
@@ -194,15 +197,6 @@ def define_job(values: flags.FlagValues) -> None:
     flags.DEFINE_string(
         "coordinator_bind", None, "HOST:PORT that process 0 binds to; default: --coordinator.", **of_job
     )
-
-
-def job_address(values: flags.FlagValues) -> Address | None:
-    """The place in a job that the flags of `define_job` give, if they do.
-
-    Raises:
-      UserError: one of them is missing, or out of range.
-    """
-    return given_address(values.coordinator, values.num_processes, values.process_id, values.coordinator_bind)
 
 
 def parse_training(
@@ -216,13 +210,12 @@ def parse_training(
 
     def define(values):
         flags.DEFINE_string("workdir", None, "Run directory; default: a new one in runs/.", flag_values=values)
-        define_job(values)
 
     command = parse_command(argv, "default", description, define)
     if is_study(command.config):
         raise UserError("--config: expected an experiment, found a study; run it with python -m resnet_jax.ablate")
     resolve_length(command.config, command.overrides)
-    config, workdir, address = command.config, command.values.workdir, job_address(command.values)
+    config, workdir, address = command.config, command.values.workdir, command.address
     distributed = config.parallel.distributed
     if workdir is None and (address or distributed or (distributed is None and launcher() not in (None, "Kubernetes"))):
         raise UserError("--workdir: several processes need the same one; add --workdir=DIR")

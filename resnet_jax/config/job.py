@@ -13,11 +13,25 @@ import ml_collections
 from resnet_jax.config.stored import flatten
 from resnet_jax.environment import git_revision
 from resnet_jax.errors import UserError
-from resnet_jax.training.parallel import agreed, broadcast, check_same_everywhere, is_main_process
+from resnet_jax.job.address import Address
+from resnet_jax.job.join import join, join_if_wanted
+from resnet_jax.training.agreement import agreed, broadcast, check_same_everywhere
+from resnet_jax.training.parallel import is_main_process
 from resnet_jax.workdir import make_workdir, write_text, writing
 
 _OF_A_HOST = ("data.data_dir", "data.workers", "data.num_workers")  # data are known by their digest
 _TO_SEE = 10.0  # seconds; network file systems show what others write a little later
+
+
+def join_job(config: ml_collections.ConfigDict, address: Address | None = None) -> None:
+    """Join the job at an address, or that of the launcher if the config does not forbid it; see `job.join`.
+
+    Raises:
+      UserError: a job that cannot be joined, or none where `parallel.distributed` asks for one.
+    """
+    if address:
+        join(*address[:4])
+    join_if_wanted(config.parallel.distributed, config.parallel.heartbeat_seconds)
 
 
 def check_job(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> None:

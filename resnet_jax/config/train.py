@@ -25,11 +25,11 @@ from resnet_jax.config.build import (
     shared_program,
 )
 from resnet_jax.config.flags import is_study
-from resnet_jax.config.job import check_job
+from resnet_jax.config.job import check_job, join_job
 from resnet_jax.config.stored import with_old_defaults
 from resnet_jax.environment import memory_errors, unseen_accelerator, use_compilation_cache
 from resnet_jax.errors import DivergedError, UserError
-from resnet_jax.job.join import join_if_wanted, telling_others, watched_run
+from resnet_jax.job.join import telling_others, watched_run
 from resnet_jax.progress import progress_bars, watch
 from resnet_jax.training.console import print_end
 from resnet_jax.training.hooks import TrainingRun
@@ -77,7 +77,7 @@ def train(
     started = time.perf_counter()
     _check_call(config)
     use_compilation_cache()
-    join_if_wanted(config.parallel.distributed, config.parallel.heartbeat_seconds)
+    join_job(config)
     console = console or make_console(quiet=not is_main_process())
     with watched_run():
         return _train(config, absolute(workdir), console, bars, stop_requested, started)

@@ -41,6 +41,7 @@ class TrainingRun:
       program: compiled functions.
       timer: shared by replicas.
       num_replicas: number of runs that share the time.
+      checks: hooks that come before all others, which are to see no wrong state.
     """
 
     recipe: object
@@ -58,6 +59,7 @@ class TrainingRun:
     program: Program | None = None
     timer: StepTimer | None = None
     num_replicas: int = 1
+    checks: tuple["Hook", ...] = ()
 
     def save(self, step: int, state: TrainState, metrics: dict | None) -> None:
         """Save a checkpoint in the background."""
@@ -128,21 +130,6 @@ class Hook:
 
     def __call__(self, step: int, state: TrainState) -> None:
         """After each call, which ended with `step`."""
-
-
-class CheckAgreement(Hook):
-    """Stops where the devices hold different states: at the start, every so many steps, and before a checkpoint."""
-
-    def start(self, step, state):
-        self._check(step, state)
-
-    def __call__(self, step, state):
-        if self.run.recipe.is_check_due(self._checked, step):
-            self._check(step, state)
-
-    def _check(self, step, state):
-        self._checked = step
-        self.run.program.parallel.check_agreement(state, f"step {step}")
 
 
 class ShowProgress(Hook):
@@ -267,7 +254,7 @@ def make_hooks(run: TrainingRun, stop_requested: Callable[[int], signal.Signals 
     """The hooks of a run, in their order."""
     evaluate = Evaluate(run)
     return [
-        *([CheckAgreement(run)] if run.program.parallel.shards > 1 else []),  # first: no other is to see a wrong state
+        *run.checks,
         ShowProgress(run),
         LogTraining(run),
         Diagnose(run),

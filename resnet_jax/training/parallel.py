@@ -1,18 +1,14 @@
 """Data parallelism: the only file that names the device axis."""
 
 import functools
-import socket
-import zlib
 from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from resnet_jax.data.order import StepInputs
-from resnet_jax.errors import DisagreementError, UserError
 
 AXIS = "data"
 
@@ -49,77 +45,6 @@ def _is_key(x) -> bool:
     return isinstance(x, jax.Array) and jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
 
 
-def _bytes(x) -> bytes:
-    return np.asarray(jax.random.key_data(x) if _is_key(x) else x).tobytes()
-
-
-def host_name() -> str:
-    """This process by its index and its host, for messages."""
-    return f"process {jax.process_index()} ({socket.gethostname()})"
-
-
-def _gather_texts(text: str) -> list[str]:
-    """The texts of all processes, each cut at 1,000 bytes."""
-    content = text.encode()[:1000]
-    own = np.frombuffer(content.ljust(1000, bytes(1)), np.uint8)
-    return [bytes(row).rstrip(bytes(1)).decode(errors="replace") for row in multihost_utils.process_allgather(own)]
-
-
-def broadcast(text: str) -> str:
-    """The text of process 0."""
-    return _gather_texts(text)[0]
-
-
-def _odd_ones_out(values: np.ndarray) -> np.ndarray:
-    """The indices of what differs from most; from the first, where no value is more frequent than its."""
-    found, counts = np.unique(values, return_counts=True)
-    first = counts[found == values[0]][0]
-    usual = values[0] if first == counts.max() else found[counts.argmax()]
-    return np.flatnonzero(values != usual)
-
-
-def check_same_everywhere(content: bytes, what: str) -> None:
-    """Refuse what differs between the processes of a job.
-
-    Raises:
-      UserError: it does; the processes that differ from most, or from the first, are named.
-    """
-    if jax.process_count() == 1:
-        return
-    odd = _odd_ones_out(np.ravel(multihost_utils.process_allgather(np.uint32(zlib.crc32(content)))))
-    if len(odd):
-        names = _gather_texts(host_name())
-        raise UserError(
-            f"parallel.distributed: expected the same {what} in every process, found another in "
-            f"{', '.join(names[index] for index in odd)} than in the others; start all of them with the same code, "
-            "config, data and workdir"
-        )
-
-
-def agreed(function: Callable, what: str):
-    """The value of a function; where it refuses in one process, all end, and none waits for it.
-
-    Args:
-      function: called in every process.
-      what: its value in words, for errors.
-
-    Raises:
-      UserError: its own, or else that of another process, with its name.
-    """
-    value, refusal = None, None
-    try:
-        value = function()
-    except UserError as error:
-        refusal = error
-    if jax.process_count() > 1:
-        said = _gather_texts(f"{host_name()}: {what}: {refusal}" if refusal else "")
-        if refusal is None and any(said):
-            raise UserError(next(filter(None, said)))
-    if refusal:
-        raise refusal
-    return value
-
-
 def _checksum(tree) -> jax.Array:
     """A number, uint32, that another one bit anywhere in the tree changes (traced).
 
@@ -136,13 +61,9 @@ def _checksum(tree) -> jax.Array:
 
 def _words(x) -> jax.Array:
     """The bits of an array as uint32 (n,) (traced)."""
-    x = jnp.ravel(jax.random.key_data(x) if _is_key(x) else x)
-    if x.dtype == bool or x.dtype.itemsize == 1:
-        return (
-            x.astype(jnp.uint32) if x.dtype == bool else jax.lax.bitcast_convert_type(x, jnp.uint8).astype(jnp.uint32)
-        )
-    words = jax.lax.bitcast_convert_type(x, jnp.uint16 if x.dtype.itemsize == 2 else jnp.uint32)
-    return jnp.ravel(words).astype(jnp.uint32)
+    x = jax.random.key_data(x) if _is_key(x) else x.astype(jnp.uint8) if x.dtype == bool else x
+    word = {1: jnp.uint8, 2: jnp.uint16}.get(x.dtype.itemsize, jnp.uint32)
+    return jnp.ravel(jax.lax.bitcast_convert_type(x, word)).astype(jnp.uint32)
 
 
 def is_main_process() -> bool:
@@ -175,12 +96,9 @@ class DataParallel:
     def replicate(self, tree):
         """Copy arrays from the host, or from one device, to every device.
 
-        Raises:
-          UserError: processes have different arrays.
+        That processes have the same arrays is not checked; see `training.agreement`.
         """
         everywhere, one_process = NamedSharding(self.mesh, _REPLICATED), jax.process_count() == 1
-        if not one_process:
-            check_same_everywhere(b"".join(map(_bytes, jax.tree.leaves(tree))), "state")
 
         def one(x):
             if _is_key(x):
@@ -193,30 +111,8 @@ class DataParallel:
 
         return jax.tree.map(one, tree)
 
-    def check_agreement(self, tree, when: str) -> None:
-        """Compare the copies of a replicated tree that the devices hold, bit by bit.
-
-        Args:
-          tree: arrays.
-          when: where the run stands, for the error.
-
-        Raises:
-          DisagreementError: they differ; the devices that differ from most are named. In all processes alike.
-        """
-        sums = self._checksums(tree)
-        sums = np.asarray(sums) if jax.process_count() == 1 else multihost_utils.process_allgather(sums, tiled=True)
-        odd = _odd_ones_out(sums)
-        if len(odd):
-            hosts = _gather_texts(socket.gethostname()) if jax.process_count() > 1 else [socket.gethostname()]
-            devices = [self.mesh.devices.flat[index] for index in odd]
-            names = [f"{each} of process {each.process_index} ({hosts[each.process_index]})" for each in devices]
-            raise DisagreementError(
-                f"{when}: expected the same state on every device, found another on {', '.join(names)}; its memory or "
-                "its arithmetic may be faulty: continue without it, from the last checkpoint"
-            )
-
     @functools.cached_property
-    def _checksums(self) -> Callable:
+    def checksums(self) -> Callable:
         """Of a replicated tree to uint32 (shards,), the checksum of each device's own copy."""
         mapped = jax.shard_map(
             lambda tree: _checksum(tree)[None],

@@ -288,7 +288,7 @@ def test_every_number_in_the_config_is_checked():
         "model.num_classes optim.milestones data.name augment.area augment.short_sides augment.sizes augment.jitter "
         "train.class_weights optim.lr_factors"
     )
-    free = {"data.data_dir", "init_from", "freeze", "optim.weight_decay_params"}  # text
+    free = {"parallel.distributed", "data.data_dir", "init_from", "freeze", "optim.weight_decay_params"}  # text
     for section, values in default.get_config().items():
         for key in values if hasattr(values, "keys") else [None]:
             field = section if key is None else f"{section}.{key}"

@@ -117,6 +117,7 @@ VALUES = {
     "optim.milestones": ((0.4, 0.75),),
     "parallel.devices": (1,),
     "parallel.wrapper": ("pmap",),
+    "parallel.distributed": (True,),
     "eval.image_size": (256,),
     "eval.interpolation": ("bicubic",),
     "checkpoint.best_metric": ("loss",),
