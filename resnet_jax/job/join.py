@@ -41,7 +41,8 @@ def join(
 
     Args:
       coordinator: "HOST:PORT", where process 0 listens.
-      num_processes: number of processes in the job.
+      num_processes: number of processes in the job. One alone may be a job, too: on CPUs its devices then add up in
+        the same order as those of several processes, by Gloo.
       process_id: index of this process, from 0.
       bind: "HOST:PORT" that process 0 binds to; default: `coordinator`. "0.0.0.0:PORT" is every interface.
       timeout: seconds to wait for the others. Then the process ends, with status 2.
@@ -53,7 +54,7 @@ def join(
         _watch_over()
         return
     address = given_address(coordinator, num_processes, process_id, bind) or detected_address(timeout)
-    if address is None or address.num_processes == 1:
+    if address is None:
         return
     relay = None
     if address.process_id == 0:
