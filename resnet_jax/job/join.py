@@ -45,7 +45,7 @@ def join(
         the same order as those of several processes, by Gloo.
       process_id: index of this process, from 0.
       bind: "HOST:PORT" that process 0 binds to; default: `coordinator`. "0.0.0.0:PORT" is every interface.
-      timeout: seconds to wait for the others. Then the process ends, with status 2.
+      timeout: seconds to wait for the others. Then the process ends, with status 75.
 
     Raises:
       UserError: an address that cannot be used, or a launcher that does not say enough.
@@ -169,7 +169,7 @@ def _no_longer_than(timeout: float, address: Address):
             "--coordinator and --num_processes, and that its port can be reached\n"
         )
         os.write(2, message.encode())
-        signals.end_process(UserError.exit_status)
+        signals.end_process(os.EX_TEMPFAIL)  # they may come the next time
 
     timer = threading.Timer(timeout, end)
     timer.daemon = True

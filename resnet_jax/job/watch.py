@@ -12,6 +12,7 @@ import signal
 import socket
 import threading
 import time
+import uuid
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -30,6 +31,7 @@ class _Peer(NamedTuple):
     record: dict
     changed: float  # monotonic time of the last sign of life
     failed: float | None  # the same, when its failure was seen
+    replaced: bool = False  # by a new process of the same index, which knows nothing of this run
 
 
 class Watch:
@@ -49,14 +51,20 @@ class Watch:
     def __init__(self, store, process: int, num_processes: int):
         self.heartbeat = 30.0
         self._store, self._process, self._num_others = store, process, num_processes - 1
-        self._own = {"host": socket.gethostname(), "beat": 0, "state": "running", "run": 0, "failure": None}
+        self._own = {
+            "host": socket.gethostname(),
+            "id": uuid.uuid4().hex,
+            "beat": 0,
+            "state": "running",
+            "run": 0,
+            "failure": None,
+        }
         self._peers: dict[int, _Peer] = {}
         self._failed: float | None = None  # monotonic time of an error of this process in this run
         self._lost_coordinator: str | None = None  # the reason
         self._inside = False  # a run
         self._ending = threading.Lock()  # never released by who ends this process
         self._wake, self._round = threading.Event(), 0
-        self._aborted: float | None = None  # monotonic time
         self._on_abort = ctypes.CFUNCTYPE(None, ctypes.c_int)(self._hold)  # kept: C does not
         ctypes.CDLL(None).signal(signal.SIGABRT, self._on_abort)
         threading.Thread(target=self._work, name="watch", daemon=True).start()
@@ -121,9 +129,9 @@ class Watch:
         Gloo throws in a thread of its own, where nothing catches it, when a peer vanishes in the midst of a collective.
         """
         if self._inside:
-            self._aborted = time.monotonic()
-            while True:
-                time.sleep(_LINGER)
+            time.sleep(self.heartbeat + 2 * _GRACE)  # by then the watch has found the culprit, if there is one
+            self._lost_coordinator = "aborted"  # it may hold a lock that the store waits for
+            self._end(*(self._culprit(grace=0) or ("a library has aborted; see its words above", 128 + number)))
 
     def _tell(self, error):
         message, status = str(error), 1
@@ -151,8 +159,6 @@ class Watch:
             if self._inside and self._failed is None:
                 if cause := self._culprit(_GRACE):
                     self._end(*cause)
-                elif self._aborted and time.monotonic() > self._aborted + self.heartbeat + _GRACE:
-                    self._tell(RuntimeError("a library has aborted; see its words above"))
             elif self._inside and time.monotonic() > self._failed + _LINGER:
                 self._end(*self._own_failure())  # something on its way out waits for others
             self._wake.wait(_INTERVAL)
@@ -168,6 +174,9 @@ class Watch:
             known = self._peers.get(index)
             if index == self._process or (known and known.record["beat"] == record["beat"]):
                 continue
+            if known and known.record["id"] != record["id"]:
+                self._peers[index] = known._replace(replaced=True)
+                continue
             failed = now if record["failure"] else None
             if known and known.record["failure"] == record["failure"]:
                 failed = known.failed
@@ -179,7 +188,7 @@ class Watch:
         return any(peer.record["state"] == "running" and not self._is_lost(peer) for peer in self._peers.values())
 
     def _is_lost(self, peer) -> bool:
-        return time.monotonic() > peer.changed + self.heartbeat
+        return peer.replaced or time.monotonic() > peer.changed + self.heartbeat
 
     def _culprit(self, grace: float) -> tuple[str, int] | None:
         """(message, exit status) for the process that keeps this run from its end, if there is one."""
@@ -193,7 +202,8 @@ class Watch:
                 return f"{self._name(index)}: {reason}", failure["status"] if failure else 1
         for index, peer in sorted(self._peers.items()):
             if peer.record["state"] == "running" and self._is_lost(peer):
-                return self._lost(index, f"no sign of life for {self.heartbeat:g} s")
+                silent = f"no sign of life for {self.heartbeat:g} s"
+                return self._lost(index, "it was started again alone" if peer.replaced else silent)
         return None
 
     def _own_failure(self) -> tuple[str, int] | None:
