@@ -11,8 +11,10 @@ if __name__ == "__main__":
     with command_line():
         from resnet_jax.config.flags import parse_training
 
-        config, workdir = parse_training(sys.argv, __doc__)
-        from resnet_jax import train  # after the command line is known to be good: it takes seconds
+        config, workdir, address = parse_training(sys.argv, __doc__)
+        from resnet_jax import join, train  # after the command line is known to be good: it takes seconds
 
+        if address:
+            join(*address[:4])
         with workdir as folder:
             train(config, folder)

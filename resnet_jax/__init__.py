@@ -21,6 +21,7 @@ _ON_USE = {
     "get_config": "resnet_jax.config.flags",
     "load_card": "resnet_jax.config.runs",
     "load_checkpoint": "resnet_jax.config.runs",
+    "join": "resnet_jax.job.join",
     "list_models": "resnet_jax.models",
     "load_data": "resnet_jax.config.runs",
     "load_exported": "resnet_jax.evaluation.exported",

@@ -8,12 +8,13 @@ from rich.console import Console
 
 from resnet_jax.commands import command_line, make_console
 from resnet_jax.config.flags import is_study, parse_command, resolve_length
+from resnet_jax.config.job import join_job
 from resnet_jax.errors import UserError
 from resnet_jax.studies.grow import add_run, write_results
 from resnet_jax.studies.report import write_report
 from resnet_jax.studies.run import check_failures, print_cells, run_study
 from resnet_jax.studies.study import read_study
-from resnet_jax.training.parallel import is_main_process, join_processes
+from resnet_jax.training.parallel import is_main_process
 
 
 def _define(values: flags.FlagValues) -> None:
@@ -39,8 +40,7 @@ def main(argv: list[str] | None = None) -> None:
         if not is_study(study):
             raise UserError("--config: expected a study like configs/ablations/digits.py, found an experiment")
         resolve_length(study.experiment, (key.removeprefix("experiment.") for key in command.overrides))
-        if study.experiment.parallel.distributed:
-            join_processes()
+        join_job(study.experiment, command.address)
         console = make_console(quiet=not is_main_process())
         workdir = pathlib.Path(values.workdir or pathlib.Path("runs") / f"ablation-{command.experiment}")
         if values.list:

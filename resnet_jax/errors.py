@@ -28,6 +28,12 @@ class DivergedError(UserError):
         self.step = step
 
 
+class DisagreementError(UserError):
+    """Devices that should hold the same state do not."""
+
+    exit_status = 3
+
+
 class InterruptedRun(UserError):
     """The run was asked to stop and has saved a checkpoint.
 

@@ -19,7 +19,18 @@ FILES = {
 }
 # Each layer may import itself and those before it.
 LAYERS = [
-    {"errors", "signals", "bucket", "workdir", "environment", "commands", "progress", "xla_flags", "device_memory"},
+    {
+        "errors",
+        "signals",
+        "bucket",
+        "workdir",
+        "environment",
+        "commands",
+        "progress",
+        "xla_flags",
+        "device_memory",
+        "job",
+    },
     {"models", "data"},
     {"checkpoint", "weights"},
     {"training"},

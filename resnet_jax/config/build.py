@@ -24,7 +24,8 @@ from resnet_jax.data.stream import StreamLoader
 from resnet_jax.data.verify import verify
 from resnet_jax.progress import Watch, unwatched
 from resnet_jax.training.nonfinite import skip_nonfinite
-from resnet_jax.training.parallel import DataParallel, agreed, check_same_everywhere
+from resnet_jax.training.parallel import DataParallel
+from resnet_jax.training.processes import agreed, check_same_everywhere
 from resnet_jax.training.program import Program
 from resnet_jax.training.step import TrainState, create_state, make_batch_fn, make_eval_step, make_train_step
 from resnet_jax.workdir import absolute

@@ -58,7 +58,8 @@ _RANGES = {
     "at least 1": (
         lambda x: x >= 1,
         "norm.groups norm.group_size train.batch_size train.steps train.grad_accum_steps train.steps_per_call "
-        "train.max_nonfinite parallel.devices eval.batch_size eval.max_examples checkpoint.keep log.every_steps "
+        "train.max_nonfinite parallel.devices parallel.check_every_steps eval.batch_size eval.max_examples "
+        "checkpoint.keep log.every_steps "
         "augment.repeats",
     ),
     "1 to 16": (lambda x: 1 <= x <= 16, "augment.num_ops"),
@@ -78,6 +79,7 @@ _RANGES = {
         "norm.momentum train.label_smoothing train.ema_decay optim.momentum optim.b1 optim.b2 data.max_corrupt "
         "model.stochastic_depth train.bce_threshold",
     ),
+    "at least 5": (lambda x: x >= 5, "parallel.heartbeat_seconds"),
     "0 to 1": (lambda x: 0 <= x <= 1, "augment.erasing"),
     "0 to 30": (lambda x: 0 <= x <= 30, "augment.magnitude"),
     "more than 0 and at most 1": (lambda x: 0 < x <= 1, "eval.crop_fraction"),

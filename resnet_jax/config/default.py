@@ -150,7 +150,11 @@ def _parallel() -> ml_collections.ConfigDict:
     parallel = ml_collections.ConfigDict()
     parallel.devices = placeholder(int)  # how many; default: all
     parallel.wrapper = "shard_map"  # or pmap, on one host
-    parallel.distributed = False  # one process of several: TPU pods, SLURM, MPI, Kubernetes
+    # One process of several: TPU pods, SLURM, MPI, Kubernetes, --coordinator. True: refuse to train alone; False: train
+    # alone whatever there is; default: as found
+    parallel.distributed = placeholder(bool)
+    parallel.check_every_steps = 100  # compare the state on all devices, which is to be the same
+    parallel.heartbeat_seconds = 30.0  # a process without a sign of life for so long is lost, and the job ends
     return parallel
 
 

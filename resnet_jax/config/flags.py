@@ -19,6 +19,7 @@ from resnet_jax.config import default
 from resnet_jax.config.help import describe_experiments, describe_keys
 from resnet_jax.config.stored import RENAMED, flatten, read_config_file
 from resnet_jax.errors import UserError, did_you_mean
+from resnet_jax.job.address import Address, given_address, launcher
 from resnet_jax.workdir import absolute, make_workdir, writing
 
 CONFIGS = pathlib.Path(__file__).parent.parent / "configs"
@@ -102,12 +103,14 @@ class Command(NamedTuple):
       overrides: keys that were given, with dots.
       experiment: name of the config file, without its folder and suffix.
       values: all flags.
+      address: place in a job of several processes, if given.
     """
 
     config: ConfigDict
     overrides: set[str]
     experiment: str
     values: flags.FlagValues
+    address: Address | None
 
 
 def parse_command(
@@ -122,11 +125,12 @@ def parse_command(
       define: adds the command's own flags to --config and --help.
 
     Raises:
-      UserError: an unknown key, a value of the wrong type, a config file that cannot be read.
+      UserError: an unknown key, a value of the wrong type, a config file that cannot be read, half an address.
     """
     values = flags.FlagValues()
     flags.DEFINE_bool("help", False, "Show this text.", short_name="h", flag_values=values)
     define(values)
+    _define_job(values)
     name, rest = _take_config(argv[1:], default_name)
     if any(argument in ("-h", "--help", "-help") for argument in rest):
         own = [f"  --{name}: {values[name].help}" for name in values if name not in ("help", "h", "?")]
@@ -149,7 +153,8 @@ def parse_command(
     for argument in nothing:
         _set_none(values.config, argument.removeprefix("--config.").removesuffix("=None"))
     overrides = set(config_flags.get_override_values(values["config"]))
-    return Command(values.config, overrides, _experiment(name), values)
+    address = given_address(values.coordinator, values.num_processes, values.process_id, values.coordinator_bind)
+    return Command(values.config, overrides, _experiment(name), values, address)
 
 
 def _take_config(arguments: list[str], default_name: str) -> tuple[str, list[str]]:
@@ -184,8 +189,20 @@ def _set_none(config: ConfigDict, key: str) -> None:
     config[last] = None
 
 
-def parse_training(argv: list[str], description: str) -> tuple[ConfigDict, contextlib.AbstractContextManager]:
-    """The config of `train.py`, overrides applied, and a context manager that gives its workdir.
+def _define_job(values) -> None:
+    of_job = {"flag_values": values}
+    flags.DEFINE_string("coordinator", None, "HOST:PORT where process 0 of a job listens.", **of_job)
+    flags.DEFINE_integer("num_processes", None, "Number of processes in the job.", **of_job)
+    flags.DEFINE_integer("process_id", None, "Index of this process, from 0.", **of_job)
+    flags.DEFINE_string(
+        "coordinator_bind", None, "HOST:PORT that process 0 binds to; default: --coordinator.", **of_job
+    )
+
+
+def parse_training(
+    argv: list[str], description: str
+) -> tuple[ConfigDict, contextlib.AbstractContextManager, Address | None]:
+    """The config of `train.py`, overrides applied; a context manager that gives its workdir; its place in a job.
 
     Raises:
       UserError: an unknown key, a value of the wrong type, a config file that cannot be read.
@@ -195,12 +212,13 @@ def parse_training(argv: list[str], description: str) -> tuple[ConfigDict, conte
         flags.DEFINE_string("workdir", None, "Run directory; default: a new one in runs/.", flag_values=values)
 
     command = _parse_run(argv, description, define)
-    config, workdir = command.config, command.values.workdir
-    if workdir is None and config.parallel.distributed:
+    config, workdir, address = command.config, command.values.workdir, command.address
+    distributed = config.parallel.distributed
+    if workdir is None and (address or distributed or (distributed is None and launcher() not in (None, "Kubernetes"))):
         raise UserError("--workdir: several processes need the same one; add --workdir=DIR")
     if workdir:
-        return config, contextlib.nullcontext(workdir)
-    return config, new_workdir(pathlib.Path("runs"), f"{command.experiment}-{config.model.name}")
+        return config, contextlib.nullcontext(workdir), address
+    return config, new_workdir(pathlib.Path("runs"), f"{command.experiment}-{config.model.name}"), address
 
 
 def parse_check(argv: list[str], description: str) -> tuple[ConfigDict, str | None, pathlib.Path]:

@@ -17,6 +17,7 @@ from resnet_jax.config.resume import start_or_resume
 from resnet_jax.config.stored import LENGTH, changes
 from resnet_jax.environment import describe_environment, xla_flags
 from resnet_jax.training.accumulator import Accumulator
+from resnet_jax.training.agreement import CheckAgreement
 from resnet_jax.training.console import TrainingDisplay, start_screen
 from resnet_jax.training.logs import MetricsLog
 from resnet_jax.training.parallel import is_main_process
@@ -89,12 +90,14 @@ def open_run(
         in_a_row = notes.get("skipped_in_a_row", 0)
         accumulator = Accumulator(notes["sums"], in_a_row, config.train.max_nonfinite)
         seconds, data = notes["seconds"], assembly.data
-        yield TrainingRun(
+        run = TrainingRun(
             *(recipe, workdir, console, card.to_json(), data, checkpoints, log, display, accumulator, seconds),
             *(step, state, notes.get("evaluated", True), functools.partial(initial_state, recipe)),
             rollbacks=notes.get("rollbacks", 0),
             publish=publish,
         )
+        run.checks = (CheckAgreement(run),) if assembly.parallel.shards > 1 else ()
+        yield run
 
 
 def _describe_run(workdir, config, environment, card, changed) -> None:

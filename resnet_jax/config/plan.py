@@ -10,7 +10,6 @@ import ml_collections
 from resnet_jax.config.build import Assembly, make_recipe, random_keys, resolve
 from resnet_jax.config.recipe import Recipe
 from resnet_jax.data.stand_in import known_info, stand_ins
-from resnet_jax.training.parallel import join_processes
 from resnet_jax.training.program import Program
 
 
@@ -82,16 +81,6 @@ def data_folder(recipe: Recipe) -> pathlib.Path | None:
     """Where the data lie, if the config says so."""
     folder = recipe.config.data.data_dir
     return pathlib.Path(folder) if folder else None
-
-
-def join_job(config: ml_collections.ConfigDict) -> None:
-    """Connect to the other processes of a job, if the config says that there are such.
-
-    Raises:
-      UserError: there are none.
-    """
-    if config.parallel.distributed:
-        join_processes()
 
 
 def num_devices(config: ml_collections.ConfigDict, available: int) -> int:

@@ -284,6 +284,11 @@ class Recipe:
         """True if a line of training metrics is due after this step."""
         return step % self.config.log.every_steps == 0 or self.is_eval_step(step)
 
+    def is_check_due(self, before: int, step: int) -> bool:
+        """True if the devices are to be compared after this step: every so many steps, and before a checkpoint."""
+        every = self.config.parallel.check_every_steps
+        return step // every > before // every or self.is_eval_step(step)
+
     def is_diagnosis_step(self, step: int) -> bool:
         """True if a look inside the net is due after this step: at the start, every `log.every_steps`, at the end."""
         due = step % self.config.log.every_steps == 0 or step == self.num_steps

@@ -11,7 +11,6 @@ from ml_collections.config_dict import placeholder
 from resnet_jax.config import default
 from resnet_jax.errors import UserError
 from resnet_jax.models import MODELS, own_norm
-from resnet_jax.training.processes import from_main
 from resnet_jax.workdir import read_json
 
 RENAMED = {
@@ -33,6 +32,7 @@ NOT_OF_THE_RESULT = (
     *("eval.batch_size", "log.every_steps", "checkpoint.keep", "checkpoint.every_minutes"),
     *("checkpoint.on_error", "train.watchdog_seconds"),
     *("train.nonfinite", "train.max_nonfinite"),  # of a run whose numbers are finite
+    *("parallel.distributed", "parallel.check_every_steps", "parallel.heartbeat_seconds"),
 )
 LENGTH = ("train.epochs", "train.steps", "optim.milestones")
 _WITH_SPLITS = ("folder", "tar")  # data that may come with a validation split
@@ -124,14 +124,20 @@ def _with_own_norm(values: dict) -> dict:
 
 def with_old_defaults(workdir: pathlib.Path, config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
     """The config, with what a key meant before it came where the run of a workdir does not have it yet."""
+    return without_validation_split(config) if lacks_validation_key(workdir, config) else config
+
+
+def lacks_validation_key(workdir: pathlib.Path, config: ml_collections.ConfigDict) -> bool:
+    """True where a run began, on data that may come divided, before `data.use_validation_split` came."""
     path = workdir / "config.json"
+    divided = config.data.name in _WITH_SPLITS and path.exists()
+    return divided and "use_validation_split" not in read_json(path).get("data", {})
 
-    def lacks_key():
-        return path.exists() and "use_validation_split" not in read_json(path).get("data", {})
 
-    if config.data.name in _WITH_SPLITS and from_main(lacks_key):
-        config = config.copy_and_resolve_references()
-        config.data.use_validation_split = False
+def without_validation_split(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
+    """The config as it was meant then."""
+    config = config.copy_and_resolve_references()
+    config.data.use_validation_split = False
     return config
 
 

@@ -25,21 +25,24 @@ from resnet_jax.config.build import (
     shared_program,
 )
 from resnet_jax.config.flags import is_study
+from resnet_jax.config.job import check_job, join_job
 from resnet_jax.config.open import finished_result, open_run
-from resnet_jax.config.stored import with_old_defaults
+from resnet_jax.config.stored import lacks_validation_key, without_validation_split
 from resnet_jax.environment import memory_errors, unseen_accelerator, use_compilation_cache
 from resnet_jax.errors import DivergedError, UserError
+from resnet_jax.job.join import telling_others, watched_run
 from resnet_jax.progress import progress_bars, watch
 from resnet_jax.training.console import print_end
 from resnet_jax.training.logs import read_metrics
 from resnet_jax.training.loop import train_run
-from resnet_jax.training.parallel import is_main_process, join_processes
+from resnet_jax.training.parallel import is_main_process
 from resnet_jax.training.preemption import Asked, Preemption, stop_requests
 from resnet_jax.training.probes import make_probes
+from resnet_jax.training.processes import from_main
 from resnet_jax.training.replicas import seconds_per_step, stack_states, train_replicas
 from resnet_jax.training.run import TrainingRun
 from resnet_jax.training.watchdog import watchdog
-from resnet_jax.workdir import absolute, is_url, shown, write_json
+from resnet_jax.workdir import absolute, is_url, shown, storage_errors, write_json
 
 _LESS_MEMORY = (
     "a smaller train.batch_size, or the same one in parts (train.grad_accum_steps); dtype=bfloat16; a smaller "
@@ -78,11 +81,11 @@ def train(
     started = time.perf_counter()
     _check_call(config)
     use_compilation_cache()
-    if config.parallel.distributed:
-        join_processes()
+    join_job(config)
     console = console or make_console(quiet=not is_main_process())
     config = resolve(config)
-    with contextlib.ExitStack() as stack:
+    with watched_run(), contextlib.ExitStack() as stack:
+        check_job(config, workdir)
         mirror = stack.enter_context(opened(workdir)) if is_main_process() else None
         if mirror is not None:
             return _train_in(config, mirror.folder, console, bars, stop_requested, started, mirror.publish)
@@ -92,7 +95,8 @@ def train(
 
 def _train_in(config, workdir, console, bars, stop_requested, started, publish=lambda: None) -> dict:
     """Train in a local folder."""
-    config = with_old_defaults(workdir, config)
+    if from_main(lambda: lacks_validation_key(workdir, config)):
+        config = without_validation_split(config)
     result = finished_result(workdir, config)
     if result:
         console.print(f"This run is complete: {shown(workdir)}", highlight=False, soft_wrap=True)
@@ -111,8 +115,9 @@ def _train_in(config, workdir, console, bars, stop_requested, started, publish=l
             run.watchdog = stack.enter_context(watchdog(recipe.watchdog_seconds))
             stack.callback(run.program.loader.close)
             run.seconds_before += time.perf_counter() - started
-            result = train_run(run, preemption)
-            _write_result(run, result)
+            with telling_others(), memory_errors(_LESS_MEMORY), storage_errors(workdir):
+                result = train_run(run, preemption)
+                _write_result(run, result)
     print_end(console, result, workdir)
     return result
 

@@ -13,7 +13,8 @@ import ml_collections
 
 from resnet_jax.checkpoint import SavedSteps
 from resnet_jax.config.build import resolve, state_shapes
-from resnet_jax.config.plan import checkpoints_kept, data_folder, join_job, num_devices, planned_recipe
+from resnet_jax.config.job import join_job
+from resnet_jax.config.plan import checkpoints_kept, data_folder, num_devices, planned_recipe
 from resnet_jax.config.recipe import Recipe
 from resnet_jax.config.stored import changes, with_old_defaults
 from resnet_jax.device_memory import size_text
@@ -21,7 +22,8 @@ from resnet_jax.environment import describe_environment, unseen_accelerator, use
 from resnet_jax.errors import UserError
 from resnet_jax.planning.plan import make_plan, tree_bytes
 from resnet_jax.planning.rates import measure_rates
-from resnet_jax.training.parallel import check_same_everywhere, is_main_process
+from resnet_jax.training.parallel import is_main_process
+from resnet_jax.training.processes import check_same_everywhere
 from resnet_jax.workdir import lock_workdir, read_result
 
 

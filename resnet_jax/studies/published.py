@@ -91,7 +91,8 @@ _HARMLESS_GROUPS = ("checkpoint.", "diagnostics.", "log.")
 _HARMLESS = (
     "seed model.num_classes data.data_dir data.workers data.num_workers data.verify data.max_corrupt "
     "train.steps_per_call train.watchdog_seconds "
-    "parallel.wrapper parallel.distributed eval.batch_size eval.every_epochs eval.test_curve"
+    "parallel.wrapper parallel.distributed parallel.check_every_steps parallel.heartbeat_seconds "
+    "eval.batch_size eval.every_epochs eval.test_curve"
 ).split()
 
 _IMAGENET_REMARKS = (

@@ -178,6 +178,7 @@ def make_hooks(run: TrainingRun, stop_requested: Callable[[int], signal.Signals 
     """The hooks of a run, in their order."""
     evaluate = Evaluate(run)
     return [
+        *run.checks,
         ShowProgress(run),
         LogTraining(run),
         Diagnose(run),

@@ -1,17 +1,14 @@
 """Data parallelism: the only file that names the device axis."""
 
-import socket
-import zlib
+import functools
 from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from resnet_jax.data.order import StepInputs
-from resnet_jax.errors import UserError
 
 AXIS = "data"
 
@@ -47,72 +44,29 @@ def _pmap(function: Callable, mesh: Mesh, donate: bool) -> Callable:
     return call
 
 
-def join_processes() -> None:
-    """Find the other processes of this job (TPU pod, SLURM, MPI, Kubernetes) and connect to them.
-
-    To be called before anything asks for devices.
-
-    Raises:
-      UserError: there is nothing to join.
-    """
-    if jax.distributed.is_initialized():
-        return
-    try:
-        jax.distributed.initialize()
-    except (ValueError, RuntimeError) as error:
-        raise UserError(
-            f"parallel.distributed: expected a job of several processes, found none to join ({error}); start it with "
-            "your cluster's launcher (srun, mpirun, ...), or call jax.distributed.initialize with addresses before"
-        ) from None
-
-
 def _is_key(x) -> bool:
     return isinstance(x, jax.Array) and jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
 
 
-def _bytes(x) -> bytes:
-    return np.asarray(jax.random.key_data(x) if _is_key(x) else x).tobytes()
+def _checksum(tree) -> jax.Array:
+    """A number, uint32, that another one bit anywhere in the tree changes (traced).
 
-
-def check_same_everywhere(content: bytes, what: str) -> None:
-    """Refuse what differs between the processes of a job.
-
-    Raises:
-      UserError: it does; the processes and hosts that differ from the first are named.
+    The sum of all words, each times an odd number of its own, so that exchanged words and arrays are seen, too.
     """
-    if jax.process_count() == 1:
-        return
-    name, own = socket.gethostname().encode()[:64], np.zeros(64, np.uint8)
-    own[: len(name)] = list(name)
-    checksums, hosts = multihost_utils.process_allgather((np.uint32(zlib.crc32(content)), own))
-    others = np.flatnonzero(np.ravel(checksums) != checksums[0])
-    if len(others):
-        names = [f"{index} ({bytes(hosts[index]).rstrip(bytes(1)).decode()})" for index in others]
-        raise UserError(
-            f"parallel.distributed: expected the same {what} in every process, found another in process "
-            f"{', '.join(names)} than in process 0; start all of them with the same code, config, data and workdir"
-        )
+    total, offset = jnp.uint32(0), 0
+    for leaf in map(_words, jax.tree.leaves(tree)):
+        position = jnp.arange(leaf.size, dtype=jnp.uint32) + np.uint32(offset % 2**32)
+        mixed = (position ^ (position >> 15)) * np.uint32(0x9E3779B1)
+        total += jnp.sum(leaf * (mixed ^ (mixed >> 13) | 1), dtype=jnp.uint32)
+        offset += leaf.size
+    return total
 
 
-def agreed(function: Callable, what: str):
-    """The value of a function; where it refuses in one process, all end, and none waits for it.
-
-    Raises:
-      UserError: its own, or that another process had one.
-    """
-    value, refusal = None, None
-    try:
-        value = function()
-    except UserError as error:
-        refusal = error
-    try:
-        check_same_everywhere(str(refusal).encode(), what)
-    except UserError:
-        if refusal is None:
-            raise
-    if refusal:
-        raise refusal
-    return value
+def _words(x) -> jax.Array:
+    """The bits of an array as uint32 (n,) (traced)."""
+    x = jax.random.key_data(x) if _is_key(x) else x.astype(jnp.uint8) if x.dtype == bool else x
+    word = {1: jnp.uint8, 2: jnp.uint16}.get(x.dtype.itemsize, jnp.uint32)
+    return jnp.ravel(jax.lax.bitcast_convert_type(x, word)).astype(jnp.uint32)
 
 
 def is_main_process() -> bool:
@@ -146,12 +100,9 @@ class DataParallel:
     def replicate(self, tree):
         """Copy arrays from the host, or from one device, to every device.
 
-        Raises:
-          UserError: processes have different arrays.
+        That processes have the same arrays is not checked; see `training.agreement`.
         """
         everywhere, one_process = NamedSharding(self.mesh, _REPLICATED), jax.process_count() == 1
-        if not one_process:
-            check_same_everywhere(b"".join(map(_bytes, jax.tree.leaves(tree))), "state")
 
         def one(x):
             if _is_key(x):
@@ -163,6 +114,18 @@ class DataParallel:
             return jax.make_array_from_process_local_data(everywhere, x)
 
         return jax.tree.map(one, tree)
+
+    @functools.cached_property
+    def checksums(self) -> Callable:
+        """Of a replicated tree to uint32 (shards,), the checksum of each device's own copy."""
+        mapped = jax.shard_map(
+            lambda tree: _checksum(tree)[None],
+            mesh=self.mesh,
+            in_specs=_REPLICATED,
+            out_specs=_SHARDED,
+            check_vma=False,
+        )
+        return jax.jit(mapped)
 
     def rows(self, batch_size: int) -> np.ndarray:
         """Positions in a global batch that belong to devices of this process, int (b,), sorted."""

@@ -48,6 +48,7 @@ class TrainingRun:
       rollbacks: how often the run went back to a checkpoint since it began.
       publish: uploads the run directory, if it lies in a bucket.
       num_replicas: number of runs that share the time.
+      checks: hooks that come before all others, which are to see no wrong state.
     """
 
     recipe: object
@@ -72,6 +73,7 @@ class TrainingRun:
     rollbacks: int = 0
     publish: Callable[[], None] = lambda: None
     num_replicas: int = 1
+    checks: tuple = ()
 
     def save(self, step: int, state: TrainState, metrics: dict | None, *, evaluated: bool = True) -> None:
         """Save a checkpoint in the background. The main process does; the state is replicated.

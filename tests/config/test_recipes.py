@@ -78,7 +78,7 @@ def test_every_recipe_trains(tmp_path, name):
 def test_every_recipe_of_data_on_disk_is_trained_above():
     on_disk = set()
     for path in (ROOT / "configs").glob("*.py"):
-        config, _ = parse_training(["train.py", f"--config={path}", "--workdir=x"], "")
+        config, *_ = parse_training(["train.py", f"--config={path}", "--workdir=x"], "")
         if config.data.loader == "stream":
             assert config.data.name in KNOWN_DATASETS
             on_disk.add(path.stem)

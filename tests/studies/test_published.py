@@ -71,7 +71,8 @@ def test_imagenets_values_say_how_many_crops_they_had(name, shortcut, percent, c
 # Keys that no result depends on.
 HARMLESS = set(
     "seed model.num_classes data.data_dir data.workers data.num_workers data.verify data.max_corrupt "
-    "train.steps_per_call parallel.wrapper parallel.distributed eval.batch_size eval.every_epochs eval.test_curve "
+    "train.steps_per_call parallel.wrapper parallel.distributed parallel.check_every_steps parallel.heartbeat_seconds "
+    "eval.batch_size eval.every_epochs eval.test_curve "
     "diagnostics.layers diagnostics.lesions diagnostics.precise_statistics checkpoint.keep checkpoint.best_metric "
     "checkpoint.every_minutes checkpoint.on_error train.watchdog_seconds log.every_steps".split()
 )
@@ -118,6 +119,7 @@ VALUES = {
     "optim.milestones": ((0.4, 0.75),),
     "parallel.devices": (1,),
     "parallel.wrapper": ("pmap",),
+    "parallel.distributed": (True,),
     "eval.image_size": (256,),
     "eval.interpolation": ("bicubic",),
     "checkpoint.best_metric": ("loss",),

@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 import simplejpeg
 
-from resnet_jax import UserError, train
+from resnet_jax import train
 from resnet_jax.training.logs import read_metrics
-from resnet_jax.training.parallel import join_processes
-from tests.runs import last_state
+from tests.jobs import run_job
+from tests.runs import assert_the_same_end, last_state, logged
 from tests.tiny import tiny_config
 
 ROOT = pathlib.Path(__file__).parent.parent.parent
@@ -41,14 +41,15 @@ RUNS = {"device": SETTINGS, "stream": STREAMED}
 CORRUPT = {key: value for key, value in STREAMED.items() if not key.startswith("augment__")}
 CORRUPT |= {"data__name": "folder", "data__validation_size": 0}
 PROCESS = """
-import sys, jax
+import sys, jax, resnet_jax
 workdir, port, index = sys.argv[1], sys.argv[2], int(sys.argv[3])
-address = f"127.0.0.1:{port}"
-jax.distributed.initialize(address, num_processes=2, process_id=index, coordinator_bind_address=address)
+resnet_jax.join(f"127.0.0.1:{port}", num_processes=2, process_id=index)
 assert jax.device_count() == 4
-import resnet_jax
 from resnet_jax import train
+from resnet_jax.training.agreement import check_agreement
+from resnet_jax.training.parallel import DataParallel
 from tests.tiny import tiny_config
+import numpy as np
 """
 TRAIN = f"""
 for name, settings in {RUNS}.items():
@@ -65,7 +66,8 @@ for name in ("other", "only"):  # data of which one process has fewer, or none
     except resnet_jax.UserError as error:
         print(f"{{name}}:", error)
 try:
-    train(tiny_config(**{SETTINGS}, seed=index, parallel__distributed=True), workdir + "/different")
+    parallel = DataParallel(jax.devices())
+    check_agreement(parallel, parallel.replicate({{"kernel": np.full(3, index)}}), "step 0")
 except resnet_jax.UserError as error:
     print("refused:", error)
 """
@@ -139,15 +141,15 @@ def test_processes_with_different_data_end_and_the_odd_one_is_named(trained_by_t
     _, outputs = trained_by_two_processes
     host = socket.gethostname()
     assert all("other: parallel.distributed: expected the same data in every process" in text for text in outputs)
-    assert all(f"found another in process 1 ({host}) than in process 0" in text for text in outputs)
-    assert "only: parallel.distributed: expected the same answer of the data" in outputs[0]
+    assert all(f"found another in process 1 ({host}) than in the others" in text for text in outputs)
+    assert f"only: process 1 ({host}): answer of the data: data.data_dir: expected a folder of images" in outputs[0]
     assert "only: data.data_dir: expected a folder of images by class, found no" in outputs[1]
 
 
 @pytest.mark.slow
 def test_processes_that_start_from_different_weights_are_refused(trained_by_two_processes):
     _, outputs = trained_by_two_processes
-    assert all("refused: parallel.distributed: expected the same state in every process" in text for text in outputs)
+    assert all("refused: step 0: expected the same state on every device, found another on" in text for text in outputs)
 
 
 @pytest.mark.slow
@@ -167,6 +169,30 @@ def test_two_processes_with_two_devices_train_as_one_with_four(trained_by_two_pr
     jax.tree.map(close, last_state(two), last_state(one))
 
 
+@pytest.fixture(scope="module")
+def trained_by_processes(tmp_path_factory):
+    """Folders with both RUNS, trained by 1, 2 and 4 processes with 4 devices together."""
+    code = f"""
+resnet_jax.join(address, count, index, timeout=120)
+for name, settings in {RUNS}.items():
+    train(tiny_config(**{{**settings, "train__steps": 10, "train__ema_decay": 0.9}}), workdir + "/" + name)
+"""
+    folders = {count: tmp_path_factory.mktemp(f"{count}_processes") for count in (1, 2, 4)}
+    for count, folder in folders.items():
+        ended = run_job(code, [folder] * count, devices=4 // count)
+        assert [status for status, _, _ in ended] == [0] * count, ended
+    return folders
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("loader", RUNS)
+@pytest.mark.parametrize("count", [2, 4])
+def test_any_number_of_processes_trains_to_the_same_bits(trained_by_processes, count, loader):
+    folders = trained_by_processes
+    assert len(logged(folders[1] / loader)) > 4
+    assert_the_same_end(folders[count] / loader, folders[1] / loader)
+
+
 @pytest.mark.slow
 def test_a_study_on_two_processes_has_one_result_for_each_run(trained_by_two_processes, tmp_path):
     study = trained_by_two_processes[0] / "study"
@@ -175,9 +201,3 @@ def test_a_study_on_two_processes_has_one_result_for_each_run(trained_by_two_pro
     assert [path.parts[-3] for path in study.rglob("error.txt")] == ["optim.lr=1e+30"]
     result = train(tiny_config(**SETTINGS, seed=1), tmp_path)
     assert found[0]["last"]["test"] == pytest.approx(result["last"]["test"], rel=1e-3)
-
-
-def test_a_job_without_other_processes_is_told_how_to_start(monkeypatch):
-    monkeypatch.delenv("JAX_COORDINATOR_ADDRESS", raising=False)
-    with pytest.raises(UserError, match="parallel.distributed: expected a job of several processes"):
-        join_processes()
