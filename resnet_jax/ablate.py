@@ -1,6 +1,5 @@
 """Run a study and write its report: python -m resnet_jax.ablate --config=configs/ablations/x.py --workdir=DIR"""
 
-import pathlib
 import sys
 
 from absl import flags
@@ -15,6 +14,7 @@ from resnet_jax.studies.report import write_report
 from resnet_jax.studies.run import check_failures, print_cells, run_study
 from resnet_jax.studies.study import read_study
 from resnet_jax.training.parallel import is_main_process
+from resnet_jax.workdir import local_path
 
 
 def _define(values: flags.FlagValues) -> None:
@@ -25,7 +25,7 @@ def _define(values: flags.FlagValues) -> None:
     flags.DEFINE_bool("list", False, "Show the cells and the time they take, and run nothing.", flag_values=values)
 
 
-def _report(workdir: pathlib.Path, console: Console) -> None:
+def _report(workdir, console: Console) -> None:
     study = read_study(workdir)
     write_results(workdir)
     write_report(study, workdir)
@@ -42,12 +42,12 @@ def main(argv: list[str] | None = None) -> None:
         resolve_length(study.experiment, (key.removeprefix("experiment.") for key in command.overrides))
         join_job(study.experiment, command.address)
         console = make_console(quiet=not is_main_process())
-        workdir = pathlib.Path(values.workdir or pathlib.Path("runs") / f"ablation-{command.experiment}")
+        workdir = local_path(values.workdir or f"runs/ablation-{command.experiment}")
         if values.list:
             print_cells(study, workdir, console)
         elif values.add or values.report:
             if values.add:
-                add_run(study, workdir, pathlib.Path(values.add).expanduser())
+                add_run(study, workdir, local_path(values.add))
             _report(workdir, console)
         else:
             failed = run_study(study, workdir, console, values.cell)

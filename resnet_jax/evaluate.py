@@ -1,7 +1,6 @@
 """Score a run: python -m resnet_jax.evaluate RUN [--split test] [--step best|latest|N] [--data FOLDER]"""
 
 import argparse
-import pathlib
 
 from resnet_jax.commands import Parser, command_line, make_console
 from resnet_jax.data.crops import EVALUATION_VIEWS
@@ -9,6 +8,7 @@ from resnet_jax.data.tfds import expand_corruptions
 from resnet_jax.errors import UserError
 from resnet_jax.evaluation import screens
 from resnet_jax.evaluation.runs import evaluate, predict
+from resnet_jax.workdir import absolute
 
 __all__ = ["evaluate", "predict"]
 _DATA = """other data with the same classes: a builder of TensorFlow Datasets (imagenet_v2, cifar10_corrupted/fog_1;
@@ -38,7 +38,7 @@ def _check(args: argparse.Namespace) -> None:
         raise UserError(f"expected one workdir, found {len(args.runs)}; to compare two, add --compare")
     if several and (args.predictions or args.compare):
         raise UserError("--predictions, --compare: expected one data set, found several")
-    if args.predictions and not pathlib.Path(args.predictions).absolute().parent.is_dir():
+    if args.predictions and not absolute(args.predictions).parent.is_dir():
         raise UserError(f"--predictions: expected a file in a folder that exists, found {args.predictions}")
     if args.predictions and args.compare:
         raise UserError("--predictions: expected one workdir; write the predictions of each, then --compare the files")

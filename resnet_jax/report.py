@@ -6,6 +6,7 @@ import pathlib
 from resnet_jax.commands import Parser, command_line, make_console, print_whole
 from resnet_jax.studies.listing import runs_table
 from resnet_jax.studies.overlay import overlay
+from resnet_jax.workdir import local_path
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -15,7 +16,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--output", default="runs.png", help="the picture (default: runs.png)")
     with command_line():
         args, console = parser.parse_args(argv), make_console()
-        if len(args.runs) == 1 and _holds_runs(pathlib.Path(args.runs[0])):
+        if len(args.runs) == 1 and _holds_runs(local_path(args.runs[0])):
             print_whole(console, runs_table(args.runs[0]))
         else:
             overlay(args.runs, args.output)

@@ -64,14 +64,19 @@ def make_workdir(workdir: pathlib.Path) -> None:
 
 
 def absolute(path: str | pathlib.Path) -> pathlib.Path:
-    """The absolute path, `~` expanded.
+    """The absolute path; see `local_path`."""
+    return local_path(path).absolute()
+
+
+def local_path(path: str | pathlib.Path) -> pathlib.Path:
+    """The path, `~` expanded.
 
     Raises:
       UserError: a URL, where only a local path will do.
     """
     if is_url(path):
         raise UserError(f"{path}: expected a local path, found a URL; copy it to the local disk first")
-    return pathlib.Path(path).expanduser().absolute()
+    return pathlib.Path(path).expanduser()
 
 
 def is_url(path: object) -> bool:

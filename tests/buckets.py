@@ -26,7 +26,7 @@ def emulator(faults: float = 0.0, seed: int = 0):
     port, public = free_port(), free_port()
     settings = f"-scheme http -host 127.0.0.1 -port {port} -public-host 127.0.0.1:{public} -backend memory".split()
     server = subprocess.Popen([str(program), *settings, "-log-level", "error"])
-    proxy = http.server.ThreadingHTTPServer(("127.0.0.1", public), flaky_proxy(port, faults, random.Random(seed)))
+    proxy = QuietServer(("127.0.0.1", public), flaky_proxy(port, faults, random.Random(seed)))
     threading.Thread(target=proxy.serve_forever, daemon=True).start()
     try:
         make_bucket(port)
@@ -36,6 +36,11 @@ def emulator(faults: float = 0.0, seed: int = 0):
         proxy.server_close()
         server.kill()
         server.wait()
+
+
+class QuietServer(http.server.ThreadingHTTPServer):
+    def handle_error(self, request, client_address):
+        pass  # a client that was killed
 
 
 def free_port():

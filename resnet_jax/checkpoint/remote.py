@@ -5,7 +5,7 @@ import pathlib
 import tempfile
 from collections.abc import Iterator
 
-from resnet_jax.bucket import bucket_errors, file_system
+from resnet_jax.bucket.files import bucket_errors, file_system
 from resnet_jax.checkpoint.card import FILE, read_card
 from resnet_jax.checkpoint.earlier import META
 from resnet_jax.checkpoint.manifest import FILE as MANIFEST

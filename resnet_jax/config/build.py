@@ -28,15 +28,16 @@ from resnet_jax.training.parallel import DataParallel
 from resnet_jax.training.processes import agreed, check_same_everywhere
 from resnet_jax.training.program import Program
 from resnet_jax.training.step import TrainState, create_state, make_batch_fn, make_eval_step, make_train_step
-from resnet_jax.workdir import absolute
+from resnet_jax.workdir import absolute, is_url
 
 
 def resolve(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
     """A checked copy; what stays on disk with its full path, so that a run finds it from anywhere."""
     check_config(config)
     config = config.copy_and_resolve_references()
-    if config.data.name not in DATASETS and config.data.data_dir is not None:
-        config.data.data_dir = str(pathlib.Path(config.data.data_dir).expanduser().absolute())
+    data_dir = config.data.data_dir
+    if config.data.name not in DATASETS and data_dir is not None and not is_url(data_dir):
+        config.data.data_dir = str(absolute(data_dir))
     if config.init_from is not None and is_on_disk(config.init_from):
         config.init_from = str(absolute(config.init_from))
     return config

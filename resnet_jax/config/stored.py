@@ -11,7 +11,7 @@ from ml_collections.config_dict import placeholder
 from resnet_jax.config import default
 from resnet_jax.errors import UserError
 from resnet_jax.models import MODELS, own_norm
-from resnet_jax.workdir import read_json
+from resnet_jax.workdir import local_path, read_json
 
 RENAMED = {
     "precision": "dtype",
@@ -45,7 +45,7 @@ def read_config(workdir: str | pathlib.Path) -> ml_collections.ConfigDict:
     Raises:
       UserError: the folder holds none, or one with keys that are not known.
     """
-    path = pathlib.Path(workdir).expanduser() / "config.json"
+    path = local_path(workdir) / "config.json"
     if not path.exists():
         raise UserError(f"workdir: expected the folder of a run, found no config.json in {path.parent}")
     return read_config_file(path)

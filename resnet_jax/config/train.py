@@ -14,7 +14,7 @@ import ml_collections
 from rich.console import Console
 from rich.progress import Progress
 
-from resnet_jax.bucket import opened
+from resnet_jax.bucket.mirror import opened
 from resnet_jax.commands import make_console
 from resnet_jax.config.build import (
     Assembly,
@@ -26,6 +26,7 @@ from resnet_jax.config.build import (
 )
 from resnet_jax.config.flags import is_study
 from resnet_jax.config.job import check_job, join_job
+from resnet_jax.config.memory import check_memory
 from resnet_jax.config.open import finished_result, open_run
 from resnet_jax.config.stored import lacks_validation_key, without_validation_split
 from resnet_jax.environment import memory_errors, unseen_accelerator, use_compilation_cache
@@ -111,6 +112,7 @@ def _train_in(config, workdir, console, bars, stop_requested, started, publish=l
             preemption = stack.enter_context(_preemption(stop_requested, console))
             run = stack.enter_context(open_run(recipe, assembly, workdir, console, bars, publish))
             run.program = assembly.program(random_keys(config.seed)[0])
+            run.program.check = functools.partial(check_memory, recipe)
             run.probes = make_probes(run.program, recipe)
             run.watchdog = stack.enter_context(watchdog(recipe.watchdog_seconds))
             stack.callback(run.program.loader.close)

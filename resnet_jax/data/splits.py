@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from resnet_jax.bucket.files import local_data
 from resnet_jax.data import tfds
 from resnet_jax.data.digits import read_digits
 from resnet_jax.data.index import index_folder, index_shards
@@ -242,7 +243,7 @@ def open_sources(
                 f"data.data_dir: data.name={kind} needs the path of the data, found none; "
                 "add --config.data.data_dir=PATH"
             )
-        folder = pathlib.Path(data_dir).expanduser()
+        folder = pathlib.Path(local_data(data_dir)).expanduser()
         if kind == "folder":
             sources, origins = _open_folder(folder, test_size, use_validation_split)
         else:

@@ -5,6 +5,7 @@ import pathlib
 
 import numpy as np
 
+from resnet_jax.bucket.files import local_data
 from resnet_jax.data.info import DatasetInfo
 from resnet_jax.data.sources import ArrayDataset, Record, digest_of
 from resnet_jax.errors import UserError
@@ -138,6 +139,8 @@ def open_builder(name: str, tfds_name: str, data_dir: str | None):
     import tensorflow_datasets as tfds
 
     command = _prepare_command(name, data_dir)
+    if data_dir is not None:
+        data_dir = local_data(data_dir, tfds_name.split("/")[0])
     try:
         builder = tfds.builder(tfds_name, data_dir=data_dir, file_format="array_record")
     except tfds.core.DatasetNotFoundError:

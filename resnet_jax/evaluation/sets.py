@@ -4,6 +4,7 @@ import pathlib
 
 import numpy as np
 
+from resnet_jax.bucket.files import local_data
 from resnet_jax.data.files import is_data
 from resnet_jax.data.index import index_folder
 from resnet_jax.data.sources import FolderSource, UnlabelledSource
@@ -39,7 +40,7 @@ def open_evaluation_set(
     Raises:
       UserError: data that are not there, or of other classes.
     """
-    folder = pathlib.Path(name).expanduser()
+    folder = pathlib.Path(local_data(name)).expanduser()
     if folder.is_file() or (folder.is_dir() and not _has_folders(folder)):
         return UnlabelledSource(folder, class_names), None
     if folder.is_dir() or name.startswith((".", "/", "~")):  # with a folder for each class in it

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from resnet_jax.errors import UserError
 from resnet_jax.studies import plots
 from resnet_jax.training.logs import read_metrics
+from resnet_jax.workdir import local_path
 
 
 def overlay(folders: Sequence[str | pathlib.Path], target: str | pathlib.Path) -> None:
@@ -18,7 +19,7 @@ def overlay(folders: Sequence[str | pathlib.Path], target: str | pathlib.Path) -
     Raises:
       UserError: a folder holds no run, or a study, or a run without metrics; the picture cannot be written.
     """
-    paths = list(dict.fromkeys(pathlib.Path(folder).expanduser().resolve() for folder in folders))
+    paths = list(dict.fromkeys(local_path(folder).resolve() for folder in folders))
     runs = dict(zip(_distinguishing_names(paths), map(_read_run, paths), strict=True))
     try:
         plots.plot_overlay(runs, target)

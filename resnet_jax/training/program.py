@@ -22,6 +22,9 @@ class Program:
       loader: `data.device.DeviceLoader` or `data.stream.StreamLoader`.
       parallel: the devices.
       vmapped: states, sums and the loader's replicated orders have a leading axis for replicas.
+
+    Attributes:
+      check: called with the program, the split ("train", or that of an evaluation) and what was compiled for it.
     """
 
     def __init__(
@@ -41,6 +44,7 @@ class Program:
         self.train_steps = functools.cache(self._compile_train_steps)
         self.eval_steps = functools.cache(self._compile_eval_step)
         self._ready = {}
+        self.check = lambda program, split, compiled: None
 
     def inputs(self, step: int) -> StepInputs:
         """The inputs of the next call of a compiled training function."""
@@ -88,16 +92,24 @@ class Program:
 
         A `pmap` does not: its calls do not find what was compiled ahead of time.
         """
-        shapes = count, *((x.shape, x.dtype) for x in jax.tree.leaves(inputs))
+        self._prepare("train", count, lambda: self.compile_train_steps(count, state, inputs), inputs)
+
+    def _prepare(self, split, count, compile_step, inputs):
+        shapes = split, count, *((x.shape, x.dtype) for x in jax.tree.leaves(inputs))
         if shapes not in self._ready and self.parallel.compiles_ahead:
-            self._ready[shapes] = self.compile_train_steps(count, state, inputs)
+            compiled = compile_step()
+            self.check(self, split, compiled)
+            self._ready[shapes] = compiled
 
     def evaluate(self, variables: dict, split: str, watch: Callable | None = None) -> dict[str, np.ndarray]:
         """The rows of `make_eval_step` for a split, each example exactly once, in its stored order."""
         step, inputs = self.eval_steps(split), self.loader.eval_inputs(split)
         if watch:  # see `progress.watch`
             inputs = watch(split, inputs, -(-len(self.loader.splits[split]) // self.loader.eval_batch_size(split)))
-        batches = [jax.device_get(step(variables, each)) for each in inputs]
+        batches = []
+        for each in inputs:
+            self._prepare(split, 1, lambda each=each: step.lower(variables, each).compile(), each)
+            batches.append(jax.device_get(step(variables, each)))
         rows = {name: np.concatenate([batch[name] for batch in batches]) for name in batches[0]}
         rows = {name: values[rows["mask"]] for name, values in rows.items() if name != "mask"}
         expected = len(self.loader.splits[split])

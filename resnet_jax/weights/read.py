@@ -14,6 +14,7 @@ from resnet_jax.errors import UserError
 from resnet_jax.weights import flax_files, keras_files, npz_files, safetensors_files, torch_files
 from resnet_jax.weights.checks import as_numbers, refuse
 from resnet_jax.weights.zips import open_archive
+from resnet_jax.workdir import local_path
 
 KNOWN = (
     "torch .pth, safetensors, Keras .h5 or .weights.h5, NumPy .npz, Flax checkpoint (a MessagePack file or an Orbax "
@@ -45,7 +46,7 @@ def read_arrays(path: str | pathlib.Path) -> WeightFile:
     Raises:
       UserError: it is missing, of no known format, corrupt, without arrays, or made to do harm.
     """
-    path = pathlib.Path(path).expanduser()
+    path = local_path(path)
     try:
         found = path.stat()
         if stat.S_ISDIR(found.st_mode):

@@ -15,8 +15,13 @@ import pytest
 from rich.console import Console
 
 import resnet_jax
-from resnet_jax import UserError, bucket, evaluate, train
+from resnet_jax import UserError, evaluate, train
+from resnet_jax.bucket import lease as leases
+from resnet_jax.bucket.files import download, file_system, local_data
+from resnet_jax.bucket.lease import Lease
+from resnet_jax.bucket.mirror import mirror_folder
 from resnet_jax.errors import InterruptedRun, WorkdirInUse
+from resnet_jax.workdir import StorageError
 from tests.buckets import BUCKET, emulator
 from tests.runs import ROOT, assert_the_same_end, last_state, logged, start_process
 from tests.soak.test_faults import SETTINGS, counts, end_somewhere
@@ -33,7 +38,7 @@ def storage(monkeypatch):
 
 
 def fetched(url, folder):
-    bucket.download(url, folder)
+    download(url, folder)
     return folder
 
 
@@ -87,29 +92,29 @@ def test_a_command_that_needs_a_local_path_says_so(command, capsys):
 
 
 def test_a_second_process_is_kept_out_and_the_lease_of_a_dead_one_is_taken(storage, monkeypatch):
-    files, root = bucket.file_system(f"{storage}/run")
-    monkeypatch.setattr(bucket, "_SECONDS_BETWEEN_RENEWALS", 0.1)
-    first = bucket.Lease(files, f"{root}/.lease", "gs://x")
+    files, root = file_system(f"{storage}/run")
+    monkeypatch.setattr(leases, "_SECONDS_BETWEEN_RENEWALS", 0.1)
+    first = Lease(files, f"{root}/.lease", "gs://x")
     holder = json.loads(files.cat_file(f"{root}/.lease"))
     assert holder["pid"] == os.getpid()
     with monkeypatch.context() as patch:
-        patch.setattr(bucket, "_is_gone", lambda holder: False)  # as another host sees it
+        patch.setattr(leases, "_is_gone", lambda holder: False)  # as another host sees it
         with pytest.raises(WorkdirInUse, match=f"another run is at work in gs://x, process {os.getpid()} on"):
-            bucket.Lease(files, f"{root}/.lease", "gs://x")
+            Lease(files, f"{root}/.lease", "gs://x")
     first.release()
     assert not files.exists(f"{root}/.lease")
     dead = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, text=True)
     files.pipe_file(f"{root}/.lease", json.dumps({**holder, "pid": int(dead.stdout)}).encode())
-    bucket.Lease(files, f"{root}/.lease", "gs://x").release()
+    Lease(files, f"{root}/.lease", "gs://x").release()
 
 
 def test_a_lease_that_was_taken_over_is_noticed(storage, monkeypatch):
-    files, root = bucket.file_system(f"{storage}/run")
-    monkeypatch.setattr(bucket, "_SECONDS_BETWEEN_RENEWALS", 0.05)
-    lease = bucket.Lease(files, f"{root}/.lease", "gs://x")
+    files, root = file_system(f"{storage}/run")
+    monkeypatch.setattr(leases, "_SECONDS_BETWEEN_RENEWALS", 0.05)
+    lease = Lease(files, f"{root}/.lease", "gs://x")
     files.pipe_file(f"{root}/.lease", b"{}")
     lease._thread.join(60)
-    with pytest.raises(bucket.StorageError, match="another process took this run over"):
+    with pytest.raises(StorageError, match="another process took this run over"):
         lease.check()
     lease.release()
     assert files.exists(f"{root}/.lease")
@@ -125,7 +130,7 @@ def test_a_run_in_a_bucket_that_is_killed_ends_to_the_bit_as_if_it_had_not(stora
         url = f"{storage}/{trial}"
         for _ in range(rng.randrange(1, 3)):
             process = start_process(url, **SETTINGS)
-            status, output = end_somewhere(process, bucket.mirror_folder(url), signal.SIGKILL, rng)
+            status, output = end_somewhere(process, mirror_folder(url), signal.SIGKILL, rng)
             assert status in (0, -signal.SIGKILL), output
         process = start_process(url, **SETTINGS)
         output = process.communicate()[0]
@@ -139,7 +144,7 @@ def test_what_is_left_of_a_step_without_its_manifest_is_no_step(storage, tmp_pat
     url = f"{storage}/run"
     with pytest.raises(InterruptedRun):
         train(tiny_config(), url, QUIET, stop_requested=lambda step: step == 13)
-    files, root = bucket.file_system(url)
+    files, root = file_system(url)
     files.rm_file(f"{root}/checkpoints/13/manifest.json")
     train(tiny_config(), url, QUIET)
     train(tiny_config(), tmp_path / "local", QUIET)
@@ -147,3 +152,25 @@ def test_what_is_left_of_a_step_without_its_manifest_is_no_step(storage, tmp_pat
         np.testing.assert_array_equal, last_state(fetched(url, tmp_path / "f")), last_state(tmp_path / "local")
     )
     assert logged(tmp_path / "f") == logged(tmp_path / "local")
+
+
+def test_images_in_a_bucket_are_copied_once_and_again_when_they_change(storage, folder, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    url = f"{storage}/photos"
+    files, root = file_system(url)
+    local = sorted(path for path in folder.rglob("*.jpg"))
+    files.put([str(path) for path in local], [f"{root}/{path.relative_to(folder)}" for path in local])
+    settings = {"data__name": "folder", "data__loader": "stream", "data__image_size": 16, "train__batch_size": 8}
+    settings |= {"data__validation_size": 0.0}
+    config = tiny_config(**settings, train__steps=2, data__data_dir=url)
+    result = train(config, tmp_path / "run", QUIET)
+    expected = train(tiny_config(**settings, train__steps=2, data__data_dir=str(folder)), tmp_path / "local", QUIET)
+    assert result["last"] == expected["last"]
+    copied = pathlib.Path(local_data(url))
+    before = {path: path.stat().st_ino for path in copied.rglob("*.jpg")}
+    assert {path: path.stat().st_ino for path in pathlib.Path(local_data(url)).rglob("*.jpg")} == before
+    files.put([str(local[0])], [f"{root}/{local[1].relative_to(folder)}"])  # of the same name
+    changed = pathlib.Path(local_data(url)) / local[1].relative_to(folder)
+    assert changed.read_bytes() == local[0].read_bytes()
+    with pytest.raises(UserError, match=f"data.data_dir: expected data, found nothing at {storage}/none"):
+        local_data(f"{storage}/none")

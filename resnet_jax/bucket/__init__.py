@@ -1,0 +1,1 @@
+"""Runs, weights and data in buckets, like gs://bucket/run, by copies on the local disk."""

@@ -1,0 +1,119 @@
+"""Files in buckets, through gcsfs, which asks again where a server is busy; and copies of them."""
+
+import contextlib
+import hashlib
+import json
+import logging
+import os
+import pathlib
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+
+import filelock
+
+from resnet_jax.errors import UserError
+from resnet_jax.workdir import cache_folder, check_room, is_url, write_json
+
+
+@contextlib.contextmanager
+def bucket_errors(url: str) -> Iterator[None]:
+    """Say in one line what is wrong with a URL: its bucket, its rights, the network.
+
+    Raises:
+      UserError: see there.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except ImportError as error:
+        raise UserError(f"{url}: expected the package for such URLs, found none: {error}; pip install gcsfs") from None
+    except Exception as error:  # of any file system and its network
+        raise UserError(f"{url}: {reason_of(error)}") from None
+
+
+def reason_of(error: Exception) -> str:
+    text = " ".join(f"{error}".split())[:200]
+    if isinstance(error, FileNotFoundError):
+        return f"there is no such bucket, or nothing in it at {text}; check the URL"
+    if "Forbidden" in text or "401" in text or "403" in text:
+        return f"no right to do this: {text}; log in (gcloud auth application-default login), or ask for the right"
+    return f"{type(error).__name__}: {text}; check the URL, your rights and the network"
+
+
+def file_system(url: str) -> tuple[object, str]:
+    """(fsspec's file system of a URL, the path in it)."""
+    if not url.startswith(("gs://", "gcs://")):
+        import fsspec  # on use: hardly any run needs it
+
+        return fsspec.core.url_to_fs(url.rstrip("/"))
+    # Not by fsspec's registry: what that gives asks another service for the kind of the bucket, which an emulator has
+    # not, and waits for a minute.
+    from gcsfs.core import GCSFileSystem
+
+    logging.getLogger("gcsfs").setLevel(logging.CRITICAL)  # it logs the errors that it raises, too
+    emulator = os.environ.get("STORAGE_EMULATOR_HOST")
+    options = {"endpoint_url": emulator, "token": "anon"} if emulator else {}
+    return GCSFileSystem(**options, use_listings_cache=False), url.partition("://")[2].rstrip("/")
+
+
+def download(url: str, folder: pathlib.Path, wanted: Callable[[str], bool] = lambda name: True) -> list[str]:
+    """Copy what lies below a URL to a folder, and return the names below it.
+
+    Args:
+      url: URL of a folder.
+      folder: local folder.
+      wanted: says of the path of a file below the URL whether to copy it.
+    """
+    files, root = file_system(url)
+    found = listing(files, root)
+    names = sorted(filter(wanted, found))
+    folder.mkdir(parents=True, exist_ok=True)
+    check_room(folder, sum(found[name]["size"] for name in names))
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+    files.get([f"{root}/{name}" for name in names], [str(folder / name) for name in names])
+    return names
+
+
+def listing(files, root: str) -> dict[str, dict]:
+    """What is known of the files below a folder of a bucket, by path; nothing where there is none."""
+    try:
+        found = files.find(root, detail=True)
+    except FileNotFoundError:
+        return {}
+    return {path.removeprefix(f"{root}/"): info for path, info in found.items() if path != root}
+
+
+def local_data(path: str, name: str = "") -> str:
+    """A path of data as it is; for a URL that of a copy, which is made once, and again when the bucket has changed.
+
+    Args:
+      path: local path or URL of a folder.
+      name: of a folder in it, the only one that is copied; default: all.
+
+    Raises:
+      UserError: nothing is there, or it may not be read.
+    """
+    if not is_url(path):
+        return path
+    url = "/".join(filter(None, [path.rstrip("/"), name]))
+    digest = hashlib.sha256(path.rstrip("/").encode()).hexdigest()[:16]
+    folder = cache() / "data" / digest
+    listed = folder / f"{name or 'all'}.listing.json"
+    folder.mkdir(parents=True, exist_ok=True)
+    with bucket_errors(url), filelock.FileLock(folder / ".lock"):
+        files, root = file_system(url)
+        found = {key: [info["size"], info.get("etag")] for key, info in listing(files, root).items()}
+        if not found:
+            raise UserError(f"data.data_dir: expected data, found nothing at {url}; check the URL")
+        if not listed.exists() or json.loads(listed.read_text()) != found:
+            shutil.rmtree(folder / (name or "all"), ignore_errors=True)
+            download(url, folder / (name or "all"))
+            write_json(listed, found)
+    return str(folder if name else folder / "all")
+
+
+def cache() -> pathlib.Path:
+    return cache_folder() or pathlib.Path(tempfile.gettempdir()) / "resnet_jax"
