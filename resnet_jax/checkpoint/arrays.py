@@ -22,6 +22,7 @@ from resnet_jax.errors import DivergedError, UserError
 from resnet_jax.workdir import fsync, path_for_orbax
 
 Arrays = Mapping[str, np.ndarray]
+_MAX_LISTED = 20
 SAVING, DELETING = ".saving-", ".deleting-"  # before the names of folders that are not steps yet, or any more
 
 
@@ -146,12 +147,19 @@ def unflatten(template, arrays: Arrays, path: pathlib.Path):
 def check_fits(template, found: Mapping[str, list], path: pathlib.Path) -> None:
     """Raise `UserError` if a tree of shapes and dtypes is not what `describe` gave, with the difference by path."""
     expected = {name: [str(np.dtype(leaf.dtype)), list(leaf.shape)] for name, leaf in _named(template)}
-    names = sorted(name for name in {*expected, *found} if expected.get(name) != found.get(name))
+    differing = (name for name in {*expected, *found} if expected.get(name) != found.get(name))
+    names = sorted(differing, key=lambda name: (not name.startswith("params."), name))  # parameters say most
     if names:
         listing = [f"  {name}: expected {_say(expected.get(name))}, found {_say(found.get(name))}" for name in names]
-        more = [f"  and {len(names) - 10} more"] if len(names) > 10 else []
+        more = [f"  and {len(names) - _MAX_LISTED} more"] if len(names) > _MAX_LISTED else []
         raise UserError(
-            "\n".join([f"checkpoint {path} does not fit this model; {len(names)} arrays differ:", *listing[:10], *more])
+            "\n".join(
+                [
+                    f"checkpoint {path} does not fit this model; {len(names)} arrays differ:",
+                    *listing[:_MAX_LISTED],
+                    *more,
+                ]
+            )
         )
 
 
