@@ -23,6 +23,7 @@ from resnet_jax.workdir import fsync, path_for_orbax
 
 Arrays = Mapping[str, np.ndarray]
 _MAX_LISTED = 20
+_ONE_AT_A_TIME = threading.Lock()  # two saves at once, of replicas, mix up Orbax's temporary folders
 SAVING, DELETING = ".saving-", ".deleting-"  # before the names of folders that are not steps yet, or any more
 
 
@@ -182,7 +183,7 @@ def _checkpointer() -> Iterator[ocp.Checkpointer]:
     )
     handler = ocp.CompositeCheckpointHandler(composite_options=ocp.CompositeOptions(multiprocessing_options=alone))
     silence_orbax()
-    with ocp.Checkpointer(handler, multiprocessing_options=alone) as checkpointer:
+    with _ONE_AT_A_TIME, ocp.Checkpointer(handler, multiprocessing_options=alone) as checkpointer:
         yield checkpointer
 
 

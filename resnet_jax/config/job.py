@@ -47,8 +47,9 @@ def check_job(config: ml_collections.ConfigDict, workdir: str | pathlib.Path) ->
     check_same_everywhere(json.dumps(code).encode(), "code version (" + ", ".join(code) + ")")
     values = {key: value for key, value in flatten(config).items() if key not in _OF_A_HOST}
     check_same_everywhere(json.dumps(values, sort_keys=True).encode(), "config")
-    check_same_everywhere(str(workdir).encode(), "workdir")
-    if not is_url(workdir):
+    if is_url(workdir):
+        check_same_everywhere(str(workdir).encode(), "workdir")
+    else:
         _check_shared(absolute(workdir))
 
 

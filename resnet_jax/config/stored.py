@@ -25,7 +25,10 @@ RENAMED = {
     "measure.precise_statistics": "diagnostics.precise_statistics",
     "runs_at_once": "replicas",  # of a study
 }
-_OLD_VALUES = {("data.workers", "auto"): "threads"}  # "auto" measured at the start which of the two was faster
+_OLD_VALUES = {
+    ("data.workers", "auto"): "threads",  # it measured at the start which of the two was faster
+    ("parallel.distributed", False): None,  # None joins a job where there is one
+}
 # Keys that may change when a run is resumed: the result does not depend on them. Data are known by their digest.
 NOT_OF_THE_RESULT = (
     *("data.data_dir", "data.workers", "data.num_workers", "data.max_corrupt", "data.verify"),
@@ -178,7 +181,8 @@ def _todays(values: Mapping) -> dict:
     """Values by today's keys, and today's values for those that are gone."""
     found = {renamed(key): value for key, value in values.items()}
     return {
-        key: _OLD_VALUES.get((key, value), value) if isinstance(value, str) else value for key, value in found.items()
+        key: _OLD_VALUES.get((key, value), value) if isinstance(value, str | bool) else value
+        for key, value in found.items()
     }
 
 

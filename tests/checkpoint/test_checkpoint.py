@@ -1,3 +1,4 @@
+import contextlib
 import pathlib
 import random
 import re
@@ -71,6 +72,17 @@ def test_a_state_comes_back_bit_for_bit_with_its_notes(tmp_path):
 def test_there_is_nothing_to_restore_in_a_new_folder(tmp_path):
     with open_checkpoints(tmp_path) as checkpoints:
         assert checkpoints.restore_latest(items_of(0)) is None
+
+
+def test_several_runs_save_at_once(tmp_path):
+    items = items_of(1)
+    with contextlib.ExitStack() as stack:
+        runs = [stack.enter_context(open_checkpoints(tmp_path / str(index))) for index in range(3)]
+        for step in range(1, 6):
+            for run in runs:
+                run.save(step, items, metrics=None, notes={})
+    for run in runs:
+        assert_same(read_model(run, 5), items["model"])
 
 
 def test_the_last_ones_and_the_best_are_kept(tmp_path):

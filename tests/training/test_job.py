@@ -100,6 +100,7 @@ def with_fault(program, count):
     def call(state, inputs):
         state, sums = train_steps(state, inputs)
         return flipped(state, 3, 1, 0, 7) if next(calls) == 5 and index == 1 else (state), sums
+    call.lower = train_steps.lower
     return call
 Program._compile_train_steps = with_fault
 """
