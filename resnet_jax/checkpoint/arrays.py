@@ -38,7 +38,9 @@ def check_finite(items: Mapping[str, Arrays], step: int) -> None:
     for item, arrays in items.items():
         for name, array in arrays.items():
             if jnp.issubdtype(array.dtype, jnp.inexact) and not np.isfinite(array).all():
-                raise DivergedError(f"{item} {name} is not finite after step {step}, so that step is not saved", step)
+                message = f"{item} {name} is not finite after step {step}, so that step is not saved"
+                # In a job the other processes do not know, and cannot go back to a checkpoint together with this one.
+                raise DivergedError(message, step if jax.process_count() == 1 else None)
 
 
 def describe(arrays: Arrays) -> dict[str, list]:

@@ -7,7 +7,6 @@ from resnet_jax.errors import DivergedError
 from resnet_jax.training.accumulator import StepTimer
 from resnet_jax.training.hooks import Hook, make_hooks
 from resnet_jax.training.preemption import Preemption
-from resnet_jax.training.processes import from_main
 from resnet_jax.training.program import Program
 from resnet_jax.training.results import final_result
 from resnet_jax.training.run import TrainingRun
@@ -78,9 +77,11 @@ def train_run(run: TrainingRun, preemption: Preemption) -> dict:
 
 def explained(run: TrainingRun, error: DivergedError) -> DivergedError:
     """The error with what is left of the run, and what to try."""
-    with contextlib.suppress(DivergedError):
-        run.wait_until_saved()
-    saved = from_main(lambda: run.checkpoints.steps())
+    saved = []
+    if run.checkpoints is not None:  # each process by itself: it may be the only one that has the error
+        with contextlib.suppress(DivergedError):
+            run.checkpoints.wait()
+        saved = run.checkpoints.steps()
     good = f"the last good checkpoint is of step {saved[-1]}" if saved else "no checkpoint was saved before"
     return DivergedError(
         f"{error}; {good}, in {run.workdir}. Try a lower optim.lr or a warmup; or continue "

@@ -11,6 +11,7 @@ from jax.experimental import multihost_utils
 from rich.console import Console
 
 from resnet_jax import signals
+from resnet_jax.errors import UserError
 
 NOTHING_LOST = "stopped before a step was made; nothing was lost"
 _PATIENCE = 2.0  # seconds that the main thread has to see a request by itself
@@ -84,8 +85,7 @@ class Preemption:
         threading.Event().wait(_PATIENCE)  # the process ends meanwhile, if all goes well
         if self._at_work.acquire(timeout=_DEADLINE - _PATIENCE):
             if self._rescue is not None:
-                self._console.print(self._rescue(), highlight=False, soft_wrap=True)
-                signals.end_process(os.EX_TEMPFAIL)
+                self._end_by(self._rescue)
             self._at_work.release()
             return
         self._console.print(
@@ -94,6 +94,14 @@ class Preemption:
             highlight=False,
             soft_wrap=True,
         )
+
+    def _end_by(self, rescue) -> None:
+        try:
+            message, status = rescue(), os.EX_TEMPFAIL
+        except UserError as error:  # a full disk
+            message, status = f"error: {error}", error.exit_status
+        self._console.print(message, highlight=False, soft_wrap=True)
+        signals.end_process(status)
 
 
 class Asked(Preemption):
