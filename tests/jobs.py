@@ -40,12 +40,12 @@ def environment(devices: int) -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": str(ROOT), "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu", "NPROC": "4"}
 
 
-def run_job(code: str, workdirs, devices: int = 2, timeout: float = 400) -> list[tuple[int, str, str]]:
-    """(exit status, stdout, stderr) of processes that run a body of `START` each; `workdirs` has one for each."""
+def start_job(code: str, workdirs, devices: int = 2) -> list[subprocess.Popen]:
+    """Processes that run a body of `START` each; `workdirs` has one for each."""
     address, count = f"127.0.0.1:{free_port()}", len(workdirs)
     body = START + "".join(f"    {line}\n" for line in code.splitlines())
     arguments = [[address, str(count), str(index), str(workdir)] for index, workdir in enumerate(workdirs)]
-    processes = [
+    return [
         subprocess.Popen(
             [sys.executable, "-c", body, *each],
             cwd=ROOT,
@@ -56,6 +56,15 @@ def run_job(code: str, workdirs, devices: int = 2, timeout: float = 400) -> list
         )
         for each in arguments
     ]
+
+
+def run_job(code: str, workdirs, devices: int = 2, timeout: float = 400) -> list[tuple[int, str, str]]:
+    """(exit status, stdout, stderr) of the processes of a job, once all have ended; see `start_job`."""
+    return ends_of(start_job(code, workdirs, devices), timeout)
+
+
+def ends_of(processes: list[subprocess.Popen], timeout: float = 400) -> list[tuple[int, str, str]]:
+    """(exit status, stdout, stderr) of processes, once all have ended."""
     try:
         outputs = [process.communicate(timeout=timeout) for process in processes]
     finally:
