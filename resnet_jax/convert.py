@@ -2,6 +2,7 @@
 
 import argparse
 
+from resnet_jax.bucket.files import outputs_in_buckets
 from resnet_jax.commands import Parser, command_line, make_console, new_file, writing_file
 from resnet_jax.config.runs import check_one_set, load_model
 from resnet_jax.errors import UserError
@@ -9,10 +10,9 @@ from resnet_jax.weights.native import NAMES, SUFFIX, write_weights
 from resnet_jax.weights.pretrained import read_pretrained
 from resnet_jax.weights.screens import describe, print_check
 from resnet_jax.weights.sources import CONVENTIONS
-from resnet_jax.workdir import absolute
+from resnet_jax.workdir import absolute, shown
 
-_SOURCE = """run directory, folder of one step, our .safetensors; or with --model a file of torchvision, timm, Keras,
-BiT or Flax's ImageNet example, an Orbax folder, or hf:OWNER/NAME"""
+_SOURCE = "run, folder of one step, our .safetensors; with --model another library's file, Orbax folder, hf:OWNER/NAME"
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -41,18 +41,19 @@ def main(argv: list[str] | None = None) -> None:
     """The command."""
     with command_line():
         args, console = _parser().parse_args(argv), make_console()
-        _check(args)
-        if args.model:
-            check_one_set(args.step, args.ema)
-            loaded = read_pretrained(args.model, args.source, preprocessing=args.preprocessing)
-        card, _, variables = loaded[:3] if args.model else load_model(args.source, args.step, ema=args.ema)
-        console.print(describe(args.source, card), soft_wrap=True)
-        if args.check:
-            print_check(console, loaded)
-        if args.to:
-            with writing_file(args.to, "--to"):
-                write_weights(absolute(args.to), card, variables, args.names)
-            console.print(f"wrote {args.to}", soft_wrap=True)
+        with outputs_in_buckets(args, "to"):
+            _check(args)
+            if args.model:
+                check_one_set(args.step, args.ema)
+                loaded = read_pretrained(args.model, args.source, preprocessing=args.preprocessing)
+            card, _, variables = loaded[:3] if args.model else load_model(args.source, args.step, ema=args.ema)
+            console.print(describe(args.source, card), soft_wrap=True)
+            if args.check:
+                print_check(console, loaded)
+            if args.to:
+                with writing_file(args.to, "--to"):
+                    write_weights(absolute(args.to), card, variables, args.names)
+                console.print(f"wrote {shown(absolute(args.to))}", soft_wrap=True)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 import argparse
 
+from resnet_jax.bucket.files import outputs_in_buckets
 from resnet_jax.commands import Parser, command_line, make_console
 from resnet_jax.data.crops import EVALUATION_VIEWS
 from resnet_jax.data.tfds import expand_corruptions
@@ -48,10 +49,11 @@ def main(argv: list[str] | None = None) -> None:
     """The command."""
     with command_line():
         args = _parser().parse_args(argv)
-        _check(args)
-        others = args.data or args.data_dir or args.predictions or args.flip or args.view != "center"
-        show = screens.print_predictions if others else screens.print_split
-        (screens.print_comparison if args.compare else show)(make_console(), args)
+        with outputs_in_buckets(args, "predictions"):
+            _check(args)
+            others = args.data or args.data_dir or args.predictions or args.flip or args.view != "center"
+            show = screens.print_predictions if others else screens.print_split
+            (screens.print_comparison if args.compare else show)(make_console(), args)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 import argparse
 
+from resnet_jax.bucket.files import outputs_in_buckets
 from resnet_jax.commands import Parser, command_line, make_console
 from resnet_jax.config.runs import load_model
 from resnet_jax.evaluation import exports
@@ -44,10 +45,11 @@ def main(argv: list[str] | None = None) -> None:
     """The command."""
     with command_line():
         args = _parser().parse_args(argv)
-        path, kind, platforms = exports.check_target(args.out, args.format, args.platforms)
-        dtype = "float32" if kind == "onnx" else None  # onnxruntime has no convolution in bfloat16
-        loaded = load_model(args.checkpoint, args.step, ema=args.ema, name=args.model, dtype=dtype)
-        difference = exports.write_export(path, kind, exports.Source(*loaded, args.uint8), platforms)
+        with outputs_in_buckets(args, "out"):
+            path, kind, platforms = exports.check_target(args.out, args.format, args.platforms)
+            dtype = "float32" if kind == "onnx" else None  # onnxruntime has no convolution in bfloat16
+            loaded = load_model(args.checkpoint, args.step, ema=args.ema, name=args.model, dtype=dtype)
+            difference = exports.write_export(path, kind, exports.Source(*loaded, args.uint8), platforms)
         make_console().print(f"wrote {args.out}, the model's logits to {difference:.1e} relative", soft_wrap=True)
 
 

@@ -1,12 +1,12 @@
 """Curves of runs in one picture, or a list of runs: python -m resnet_jax.report RUN [RUN...] [--output runs.png]"""
 
-import os
 import pathlib
 
+from resnet_jax.bucket.files import outputs_in_buckets
 from resnet_jax.commands import Parser, command_line, make_console, print_whole
 from resnet_jax.studies.listing import runs_table
 from resnet_jax.studies.overlay import overlay
-from resnet_jax.workdir import local_path
+from resnet_jax.workdir import absolute, local_path, shown
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -19,8 +19,9 @@ def main(argv: list[str] | None = None) -> None:
         if len(args.runs) == 1 and _holds_runs(local_path(args.runs[0])):
             print_whole(console, runs_table(args.runs[0]))
         else:
-            overlay(args.runs, args.output)
-            console.print(f"picture: {os.path.abspath(args.output)}", soft_wrap=True)
+            with outputs_in_buckets(args, "output"):
+                overlay(args.runs, args.output)
+                console.print(f"picture: {shown(absolute(args.output))}", soft_wrap=True)
 
 
 def _holds_runs(folder: pathlib.Path) -> bool:

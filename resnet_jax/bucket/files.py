@@ -1,5 +1,6 @@
 """Files in buckets, through gcsfs, which asks again where a server is busy; and copies of them."""
 
+import argparse
 import contextlib
 import hashlib
 import json
@@ -8,12 +9,12 @@ import os
 import pathlib
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import filelock
 
 from resnet_jax.errors import UserError
-from resnet_jax.workdir import cache_folder, check_room, is_url, write_json
+from resnet_jax.workdir import cache_folder, check_room, is_url, shown_as, write_json
 
 
 @contextlib.contextmanager
@@ -84,6 +85,58 @@ def listing(files, root: str) -> dict[str, dict]:
     except FileNotFoundError:
         return {}
     return {path.removeprefix(f"{root}/"): info for path, info in found.items() if path != root}
+
+
+LAST = ("manifest.json", "result.json")  # files that say that others are whole, in the order of their upload
+
+
+def upload(folder: pathlib.Path, names: Sequence[str], files, root: str) -> None:
+    """Copy files of a folder to a folder of a bucket, those last that say that others are whole."""
+    groups = [[name for name in names if name.rpartition("/")[2] not in LAST]]
+    groups += [[name for name in names if name.rpartition("/")[2] == last] for last in LAST]
+    for group in filter(None, groups):
+        files.put([str(folder / name) for name in group], [f"{root}/{name}" for name in group])
+
+
+@contextlib.contextmanager
+def outputs_in_buckets(args: argparse.Namespace, *names: str) -> Iterator[None]:
+    """Let arguments that name files or folders to write be local paths inside; what lies there is uploaded at the end.
+
+    Args:
+      args: arguments of a command, of which those are changed that are URLs.
+      names: those that name what the command writes.
+
+    Raises:
+      UserError: something is there already, or it cannot be uploaded.
+    """
+    urls = {name: getattr(args, name) for name in names if is_url(getattr(args, name))}
+    with contextlib.ExitStack() as stack:
+        scratch = stack.enter_context(tempfile.TemporaryDirectory()) if urls else None
+        for name, url in urls.items():
+            with bucket_errors(url):
+                files, root = file_system(url)
+                if files.exists(root):
+                    raise UserError(f"{url}: expected the name of a new file or folder; take another name")
+            (pathlib.Path(scratch) / name).mkdir()
+            local = pathlib.Path(scratch) / name / url.rstrip("/").rpartition("/")[2]
+            stack.enter_context(shown_as(local, url))
+            setattr(args, name, str(local))
+        try:
+            yield
+            for name, url in urls.items():
+                _upload_output(pathlib.Path(getattr(args, name)), url)
+        finally:
+            for name, url in urls.items():
+                setattr(args, name, url)
+
+
+def _upload_output(path: pathlib.Path, url: str) -> None:
+    with bucket_errors(url):
+        files, root = file_system(url)
+        if path.is_file():
+            files.put_file(str(path), root)
+        else:
+            upload(path, [str(file.relative_to(path)) for file in path.rglob("*") if file.is_file()], files, root)
 
 
 def local_data(path: str, name: str = "") -> str:

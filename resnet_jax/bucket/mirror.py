@@ -11,12 +11,11 @@ import shutil
 import threading
 from collections.abc import Iterator
 
-from resnet_jax.bucket.files import bucket_errors, cache, download, file_system, reason_of
+from resnet_jax.bucket.files import LAST, bucket_errors, cache, download, file_system, reason_of, upload
 from resnet_jax.bucket.lease import Lease
 from resnet_jax.errors import UserError
 from resnet_jax.workdir import StorageError, is_url, shown_as
 
-LAST = ("manifest.json", "result.json")  # files that say that others are whole, in the order of their upload
 _TEMPORARY = (".lock", ".tmp")  # ends of names that are not uploaded
 
 
@@ -70,13 +69,8 @@ class Mirror:
     def _upload(self) -> None:
         now = self._state()
         changed = [name for name, state in now.items() if self._uploaded.get(name) != state]
-        for last in (None, *LAST):
-            names = [name for name in changed if (name.rpartition("/")[2] in LAST) == bool(last)]
-            names = [name for name in names if last is None or name.endswith(last)]
-            if names:
-                local, there = [str(self.folder / name) for name in names], [f"{self._root}/{name}" for name in names]
-                self._files.put(local, there)
-                self._uploaded |= {name: now[name] for name in names}
+        upload(self.folder, changed, self._files, self._root)
+        self._uploaded |= {name: now[name] for name in changed}
         gone = sorted(self._uploaded.keys() - now.keys(), key=lambda name: not name.endswith(LAST))
         for name in gone:  # first the manifest of a step: what is left is no step
             with contextlib.suppress(FileNotFoundError):

@@ -2,6 +2,7 @@
 
 import argparse
 
+from resnet_jax.bucket.files import outputs_in_buckets
 from resnet_jax.checkpoint import screens, tools
 from resnet_jax.commands import Parser, command_line, make_console, new_file
 from resnet_jax.errors import UserError
@@ -33,11 +34,12 @@ def main(argv: list[str] | None = None) -> None:
         args, console = _parser().parse_args(argv), make_console()
         paths = [absolute(path) for path in args.paths]
         if args.command in ("average", "slim"):
-            out = new_file(args.to, "--to")
-            if args.command == "slim":
-                tools.slim(tools.one_step(paths[0]), out)
-            else:
-                tools.average([folder for path in paths for folder in tools.step_folders(path)], out)
+            with outputs_in_buckets(args, "to"):
+                out = new_file(args.to, "--to")
+                if args.command == "slim":
+                    tools.slim(tools.one_step(paths[0]), out)
+                else:
+                    tools.average([folder for path in paths for folder in tools.step_folders(path)], out)
             console.print(f"wrote {args.to}", soft_wrap=True)
         elif args.command == "ls":
             screens.print_steps(console, paths[0])

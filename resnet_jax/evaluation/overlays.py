@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 
 from resnet_jax.commands import writing_file
-from resnet_jax.workdir import file_name
+from resnet_jax.workdir import file_name, local_path
 
 _SMALLEST = 224  # pixels of a side: digits of 8x8 are enlarged until people see something
 _LONGEST_NAME = 80  # characters; file systems take 255 bytes
@@ -40,7 +40,7 @@ def overlay_folder(path: str) -> pathlib.Path:
     Raises:
       UserError: it cannot be made.
     """
-    folder = pathlib.Path(path).expanduser()
+    folder = local_path(path)
     with writing_file(folder, "--cam"):
         folder.mkdir(parents=True, exist_ok=True)
     return folder

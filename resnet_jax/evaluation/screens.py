@@ -15,7 +15,7 @@ from resnet_jax.data.tfds import expand_corruptions
 from resnet_jax.evaluation.predictions import Predictions, compare, read_predictions
 from resnet_jax.evaluation.runs import open_source, predict
 from resnet_jax.progress import progress_bars, watch
-from resnet_jax.workdir import file_name
+from resnet_jax.workdir import file_name, shown
 
 _PAIRS = 5  # of classes that are confused
 
@@ -52,7 +52,7 @@ def print_predictions(console: Console, args: argparse.Namespace) -> None:
         _print_line(console, args, mean, f"mean of {len(found)}: ")
     if args.predictions:
         predictions.write(args.predictions)
-        console.print(f"predictions: {args.predictions}", soft_wrap=True)
+        console.print(f"predictions: {shown(pathlib.Path(args.predictions))}", soft_wrap=True)
 
 
 def _show_mistakes(console: Console, args: argparse.Namespace, data: str | None, predictions: Predictions) -> None:

@@ -1,5 +1,6 @@
 """A whole run in a bucket, on an emulator."""
 
+import importlib
 import json
 import os
 import pathlib
@@ -15,11 +16,12 @@ import pytest
 from rich.console import Console
 
 import resnet_jax
-from resnet_jax import UserError, evaluate, train
+from resnet_jax import UserError, convert, evaluate, report, train
 from resnet_jax.bucket import lease as leases
 from resnet_jax.bucket.files import download, file_system, local_data
 from resnet_jax.bucket.lease import Lease
 from resnet_jax.bucket.mirror import mirror_folder
+from resnet_jax.checkpoint import __main__ as checkpoint_command
 from resnet_jax.errors import InterruptedRun, WorkdirInUse
 from resnet_jax.workdir import StorageError
 from tests.buckets import BUCKET, emulator
@@ -80,15 +82,43 @@ def test_a_bucket_that_is_not_there_is_one_line(storage, url, message):
     assert str(refused.value) == message
 
 
-@pytest.mark.parametrize("command", ["report", "predict", "summary"])
-def test_a_command_that_needs_a_local_path_says_so(command, capsys):
-    import importlib
-
-    arguments = {"report": ["gs://b/run"], "predict": ["gs://b/run", "gs://b/x.jpg"], "summary": ["gs://b/run"]}
+@pytest.mark.parametrize(
+    ("command", "arguments"),
+    [
+        ("report", ["gs://b/run"]),
+        ("predict", ["RUN", "gs://b/x.jpg"]),
+        ("predict", ["RUN", "IMAGE", "--cam", "gs://b/maps"]),
+        ("ablate", ["ablate", "--workdir=gs://b/study"]),
+        ("doctor", ["--workdir=gs://b/run"]),
+    ],
+)
+def test_a_command_that_needs_a_local_path_says_so(command, arguments, finished, folder, capsys):
+    paths = {"RUN": str(finished[0]), "IMAGE": str(next(folder.rglob("*.jpg")))}
     with pytest.raises(SystemExit) as end:
-        importlib.import_module(f"resnet_jax.{command}").main(arguments[command])
-    assert end.value.code == 2 and "gs:" in capsys.readouterr().err
+        module = importlib.import_module(f"resnet_jax.{command}")
+        module.main([paths.get(argument, argument) for argument in arguments])
+    assert end.value.code == 2 and "gs://b/" in capsys.readouterr().err
     assert not pathlib.Path("gs:").exists()
+
+
+def test_what_commands_write_may_be_in_a_bucket(storage, finished, tmp_path, capsys):
+    run, urls = str(finished[0]), {name: f"{storage}/{name}" for name in ("w.safetensors", "slim", "p.csv", "r.png")}
+    convert.main([run, "--to", urls["w.safetensors"]])
+    checkpoint_command.main(["slim", run, "--to", urls["slim"]])
+    evaluate.main([run, "--predictions", urls["p.csv"]])
+    report.main([run, "--output", urls["r.png"]])
+    printed = capsys.readouterr().out
+    assert all(url in printed for url in urls.values()) and str(tmp_path) not in printed
+    _, expected = resnet_jax.load_checkpoint(run)
+    for url in (urls["w.safetensors"], urls["slim"]):
+        jax.tree.map(np.testing.assert_array_equal, resnet_jax.load_checkpoint(url)[1], expected)
+    files, root = file_system(storage)
+    evaluate.main([run, "--predictions", str(tmp_path / "p.csv")])
+    assert files.cat_file(f"{root}/p.csv") == (tmp_path / "p.csv").read_bytes()
+    assert files.cat_file(f"{root}/r.png").startswith(b"\x89PNG")
+    with pytest.raises(SystemExit):
+        convert.main([run, "--to", urls["w.safetensors"]])
+    assert "w.safetensors: expected the name of a new file" in capsys.readouterr().err
 
 
 def test_a_second_process_is_kept_out_and_the_lease_of_a_dead_one_is_taken(storage, monkeypatch):
