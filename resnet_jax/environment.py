@@ -2,6 +2,7 @@
 
 import contextlib
 import datetime
+import functools
 import importlib.metadata
 import os
 import pathlib
@@ -75,8 +76,11 @@ def describe_environment() -> dict:
         "processes": jax.process_count(),
         "xla_flags": xla_flags(),
         "git_revision": git_revision(),
-        **{package: importlib.metadata.version(package) for package in _PACKAGES},
+        **{package: _version(package) for package in _PACKAGES},
     }
+
+
+_version = functools.cache(importlib.metadata.version)  # it reads files
 
 
 def xla_flags() -> str:

@@ -134,8 +134,8 @@ def test_the_processes_of_a_job_have_to_agree(tmp_path, versions):
     ]
     outputs = [process.communicate(timeout=300) for process in processes]
     assert [process.returncode for process in processes] == [0, 0], outputs
-    lines = {line.split("; ")[0]: line for line in outputs[0][0].splitlines()}
+    printed = outputs[0][0]  # Gloo's words may stand between ours
     agree = "hosts; 2 processes agree in versions, code and config; None"
-    assert (lines["hosts"] == agree) == (versions[0] == versions[1]), lines["hosts"]
-    assert versions[0] == versions[1] or "found another in process 1" in lines["hosts"]
-    assert lines["devices"] == "devices; 4 x cpu; None" and "images/s come in" in lines["input"]
+    assert (agree in printed) == (versions[0] == versions[1]), printed
+    assert versions[0] == versions[1] or "found another in process 1" in printed
+    assert "devices; 4 x cpu; None" in printed and "images/s come in" in printed
