@@ -74,7 +74,7 @@ def largest_batch(available: int, small: tuple[int, int], large: tuple[int, int]
     Args:
       available: bytes.
       small, large: (batch, bytes) of two batches; of batch 0 the bytes are those of the state.
-      multiple: what the batch must be a multiple of.
+      multiple: divisor of every possible batch.
 
     Returns:
       The batch, or 0 if none fits.
@@ -90,7 +90,7 @@ def check_fits(needed: int, available: int | None, what: str, advice: str) -> No
     Args:
       needed, available: bytes on each device; None if it is not known.
       what: the program, for the message.
-      advice: what to try.
+      advice: remedy, for the message.
 
     Raises:
       UserError: it does.

@@ -35,6 +35,7 @@ def bucket_errors(url: str) -> Iterator[None]:
 
 
 def reason_of(error: Exception) -> str:
+    """The cause of an error of a bucket, and a remedy, in one line."""
     text = " ".join(f"{error}".split())[:200]
     if isinstance(error, FileNotFoundError):
         return f"there is no such bucket, or nothing in it at {text}; check the URL"
@@ -79,7 +80,7 @@ def download(url: str, folder: pathlib.Path, wanted: Callable[[str], bool] = lam
 
 
 def listing(files, root: str) -> dict[str, dict]:
-    """What is known of the files below a folder of a bucket, by path; nothing where there is none."""
+    """The metadata of the files below a folder of a bucket, by path; empty if there is no such folder."""
     try:
         found = files.find(root, detail=True)
     except FileNotFoundError:
@@ -100,11 +101,11 @@ def upload(folder: pathlib.Path, names: Sequence[str], files, root: str) -> None
 
 @contextlib.contextmanager
 def outputs_in_buckets(args: argparse.Namespace, *names: str) -> Iterator[None]:
-    """Let arguments that name files or folders to write be local paths inside; what lies there is uploaded at the end.
+    """Replace URLs of outputs by local paths inside, and upload these files or folders at the end.
 
     Args:
-      args: arguments of a command, of which those are changed that are URLs.
-      names: those that name what the command writes.
+      args: arguments of a command.
+      names: arguments that are paths to write.
 
     Raises:
       UserError: something is there already, or it cannot be uploaded.
@@ -144,7 +145,7 @@ def local_data(path: str, name: str = "") -> str:
 
     Args:
       path: local path or URL of a folder.
-      name: of a folder in it, the only one that is copied; default: all.
+      name: folder in it to copy; default: all of it.
 
     Raises:
       UserError: nothing is there, or it may not be read.
@@ -169,4 +170,5 @@ def local_data(path: str, name: str = "") -> str:
 
 
 def cache() -> pathlib.Path:
+    """The folder for copies: in the user's cache, or else a temporary one."""
     return cache_folder() or pathlib.Path(tempfile.gettempdir()) / "resnet_jax"

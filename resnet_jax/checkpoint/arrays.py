@@ -64,7 +64,7 @@ def write_step(path: pathlib.Path, items: Mapping[str, Arrays], manifest: Manife
     Args:
       path: folder, which takes the place of one that is there.
       items: arrays by item and name.
-      manifest: what is known of them; what `describe` says of them and of the files is added.
+      manifest: step, metrics, notes and card; descriptions of arrays and files are added.
 
     Raises:
       DivergedError: a number is not finite.

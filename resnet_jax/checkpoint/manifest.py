@@ -21,12 +21,12 @@ FILE = "manifest.json"
 
 
 class Manifest(NamedTuple):
-    """What a step holds.
+    """The content of a step.
 
     Attributes:
       step: number of updates; None in format 0.
       metrics: scores on the validation split, or None.
-      notes: what `Checkpoints.save` was given.
+      notes: plain JSON, given to `Checkpoints.save`.
       card: the model card, or None in format 0.
       arrays: `[dtype, shape]` by item and name of an array; None in formats 0 to 2.
       files: `[bytes, SHA-256]` by path below the step; None in formats 0 to 2.
@@ -92,7 +92,7 @@ def verify_files(path: pathlib.Path, manifest: Manifest, items: Sequence[str] | 
 
     Args:
       path: folder of the step.
-      manifest: its manifest; one of an earlier format lists no files.
+      manifest: manifest to compare with; one of an earlier format lists no files.
       items: names of the items whose files are compared; default: all.
 
     Raises:

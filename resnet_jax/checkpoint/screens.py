@@ -27,7 +27,7 @@ def print_steps(console: Console, path: pathlib.Path) -> None:
 
 
 def print_verified(console: Console, path: pathlib.Path) -> list[str]:
-    """What was found in the files of each step; returns the names of those that are corrupt."""
+    """Verify and print each step; return the names of corrupt ones."""
     corrupt = []
     for folder, problem in verify(path):
         console.print(problem or f"checkpoint {folder} is whole", soft_wrap=True)

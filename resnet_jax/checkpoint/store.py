@@ -194,7 +194,7 @@ class Checkpoints(SavedSteps):
 
         Args:
           like: trees of the expected shapes and dtypes, by item.
-          milestone: of the newest milestone instead.
+          milestone: restore the newest milestone instead.
 
         Raises:
           UserError: there are checkpoints, but none is whole, or the newest does not fit; nothing was moved.

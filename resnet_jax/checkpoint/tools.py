@@ -1,4 +1,4 @@
-"""What people do with checkpoints: list, verify, compare, average and slim them."""
+"""List, verify, compare, average and slim checkpoints."""
 
 import datetime
 import pathlib
@@ -22,8 +22,8 @@ class Listed(NamedTuple):
     """A step of a run.
 
     Attributes:
-      path: its folder.
-      manifest: its manifest, or None if the step is corrupt.
+      path: folder.
+      manifest: manifest, or None if the step is corrupt.
       size: bytes on the disk.
       saved: time of the last change.
       problem: why it is no checkpoint, or None.

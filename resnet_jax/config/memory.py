@@ -15,7 +15,7 @@ def check_memory(recipe: Recipe, program: Program, split: str, compiled: jax.sta
 
     Args:
       recipe: recipe of the run.
-      program: its compiled functions.
+      program: compiled functions.
       split: "train" for the training step, else that of an evaluation.
       compiled: the step.
 

@@ -55,7 +55,7 @@ def open_run(
 
     Args:
       recipe: recipe of the run.
-      assembly: its devices and data.
+      assembly: devices and data.
       workdir: run directory; used by the main process alone.
       console, bars: for what people see.
       publish: uploads the run directory; called after each checkpoint.

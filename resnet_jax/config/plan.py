@@ -35,7 +35,7 @@ def with_batch(recipe: Recipe, batch: int) -> Recipe:
 
 
 def batch_multiple(recipe: Recipe, devices: int) -> int:
-    """What a global batch must be a multiple of."""
+    """The divisor of every possible global batch."""
     augment = recipe.config.augment
     mixed = 2 if augment.mixup or augment.cutmix else 1
     per_device = math.lcm(recipe.config.train.grad_accum_steps, mixed)
@@ -73,7 +73,7 @@ def has_loop_over_layers(recipe: Recipe) -> bool:
 
 
 def checkpoints_kept(recipe: Recipe) -> int:
-    """How many checkpoints lie in a workdir at the most: those that are kept, the best, and one that is written."""
+    """The max number of checkpoints in a workdir: the last ones, the best, and the one being written."""
     return recipe.config.checkpoint.keep + 2
 
 
@@ -84,5 +84,5 @@ def data_folder(recipe: Recipe) -> pathlib.Path | None:
 
 
 def num_devices(config: ml_collections.ConfigDict, available: int) -> int:
-    """How many of the devices a run uses."""
+    """The number of devices that a run uses."""
     return config.parallel.devices or available

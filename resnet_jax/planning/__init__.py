@@ -1,1 +1,1 @@
-"""What a run will need, known before it begins: memory, speed, network, disk."""
+"""Memory, speed, network and disk of a run, before it begins."""

@@ -25,7 +25,7 @@ class Peak(NamedTuple):
     Attributes:
       flops: by dtype, FLOP/s; float32 in the precision that JAX takes for it by default (TF32 on GPUs, bfloat16 on
         TPUs).
-      bandwidth: of the memory, bytes/s.
+      bandwidth: memory bandwidth, bytes/s.
       memory: bytes; None where the device itself says.
       interconnect: bytes/s that it sends to the other devices of its slice; None where it is not known.
     """
@@ -83,10 +83,10 @@ def step_bounds(
 
     Args:
       peak: limits of each device.
-      dtype: of the computation.
+      dtype: dtype of the computation.
       flop, traffic: FLOP, and bytes of memory traffic, of each device.
       collectives: bytes by kind; see `hlo.collectives`.
-      devices: their number.
+      devices: number of devices.
     """
     bounds = {"compute": flop / peak.flops[dtype], "memory": traffic / peak.bandwidth}
     if peak.interconnect is not None:

@@ -28,7 +28,7 @@ class Collective(NamedTuple):
     """All collectives of one kind.
 
     Attributes:
-      count: how many are run.
+      count: number of runs.
       size: bytes of their results on a device.
     """
 
@@ -100,7 +100,7 @@ def _run_by(line: _Instruction) -> list[str]:
 
 
 def _executions(computations, entry) -> collections.Counter:
-    """How often each computation is run."""
+    """The number of runs of each computation."""
     runs = collections.Counter({entry: 1})
     for name in reversed(computations):
         for line in computations[name]:
@@ -111,7 +111,7 @@ def _executions(computations, entry) -> collections.Counter:
 
 
 def _trips(loop: _Instruction, computations) -> int:
-    """How often a loop runs: as XLA notes it, or else the only number in its condition; 1 if that cannot be said."""
+    """The number of iterations of a loop: as XLA notes it, or else the only number in its condition; 1 if that cannot be said."""
     if noted := re.search(r'"known_trip_count":\{"n":"(\d+)"', loop.rest):
         return int(noted[1])
     condition = dict(_called(loop))["condition"]

@@ -31,9 +31,9 @@ class Check(NamedTuple):
     """One thing that a run needs.
 
     Attributes:
-      name: of the thing.
+      name: name of the thing.
       found: in words.
-      advice: what to do; None where all is well.
+      advice: remedy; None if all is well.
     """
 
     name: str

@@ -37,7 +37,7 @@ def search_largest(
       available: bytes.
       batch: one to begin with.
       state: bytes of a batch of 0.
-      multiple: what a batch must be a multiple of.
+      multiple: divisor of every possible batch.
       limit: the largest batch that the data allow.
     """
     fits, fails, last, guess, strides = 0, None, (0, state), batch, 1

@@ -112,12 +112,12 @@ class Asked(Preemption):
         self._stop_requested = stop_requested
 
     def __call__(self, step: int) -> signal.Signals | None:
-        """What the function says."""
+        """The answer of the function."""
         self.request = self.request or self._stop_requested(step)
         return self.request
 
     def poll(self) -> signal.Signals | None:
-        """What the function has said."""
+        """The last answer of the function."""
         return self.request
 
 

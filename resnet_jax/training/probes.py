@@ -13,7 +13,7 @@ from resnet_jax.training.step import TrainState
 
 
 class Probes(NamedTuple):
-    """What looks inside the net of a run.
+    """Functions that look inside the net of a run.
 
     Attributes:
       layers: `(state, step)` -> the diagnostics of `LayerProbe`.

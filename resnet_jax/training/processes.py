@@ -1,4 +1,4 @@
-"""What one process of a job says to the others."""
+"""Messages between the processes of a job."""
 
 import json
 import socket
@@ -58,7 +58,7 @@ def agreed(function: Callable, what: str):
 
     Args:
       function: called in every process.
-      what: its value in words, for errors.
+      what: value in words, for errors.
 
     Raises:
       UserError: its own, or else that of another process, with its name.
@@ -78,7 +78,7 @@ def agreed(function: Callable, what: str):
 
 
 def from_main(function: Callable[[], object] | None) -> object:
-    """What a function returns in the main process, plain JSON, in every process; or its refusal.
+    """Call a function in the main process, and return its result, plain JSON, in every process.
 
     Args:
       function: called in the main process alone.

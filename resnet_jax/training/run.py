@@ -45,7 +45,7 @@ class TrainingRun:
       timer: shared by replicas.
       preemption: says whether the run is asked to stop.
       watchdog: is told to wait after each call and each batch of an evaluation.
-      rollbacks: how often the run went back to a checkpoint since it began.
+      rollbacks: number of times that the run went back to a checkpoint.
       publish: uploads the run directory, if it lies in a bucket.
       num_replicas: number of runs that share the time.
       checks: hooks that come before all others, which are to see no wrong state.

@@ -15,7 +15,7 @@ class Watchdog:
     It is a thread of the interpreter's own, which needs no Python to run.
 
     Args:
-      seconds: how long to wait; 0 for ever.
+      seconds: max time without a step; 0 for no limit.
     """
 
     def __init__(self, seconds: float):
