@@ -16,8 +16,6 @@ from resnet_jax.bucket.lease import Lease
 from resnet_jax.errors import UserError
 from resnet_jax.workdir import StorageError, is_url, shown_as
 
-_TEMPORARY = (".lock", ".tmp")  # ends of names that are not uploaded
-
 
 class Mirror:
     """A folder of a bucket, and its local copy, which `publish` uploads.
@@ -78,15 +76,15 @@ class Mirror:
             del self._uploaded[name]
 
     def _state(self) -> dict[str, tuple[int, int]]:
-        """(size, time of the last change) by path; of what is being written nothing."""
+        """(size, time of the last change) by path; of locks and of what is being written nothing."""
         found = {}
         for path in self.folder.rglob("*"):
-            name = str(path.relative_to(self.folder))
-            hidden = any(part.startswith((".saving-", ".deleting-")) for part in path.parts)
-            if not hidden and not name.endswith(_TEMPORARY):
+            name = path.relative_to(self.folder)
+            hidden = any(part.startswith(".") for part in name.parts) or name.suffix == ".tmp"
+            if not hidden:
                 with contextlib.suppress(FileNotFoundError):
                     if path.is_file():
-                        found[name] = path.stat().st_size, path.stat().st_mtime_ns
+                        found[str(name)] = path.stat().st_size, path.stat().st_mtime_ns
         return found
 
 

@@ -12,7 +12,7 @@ from resnet_jax.config.stored import LENGTH, read_config
 from resnet_jax.config.transfer import initial_weights
 from resnet_jax.data.splits import check_same_data
 from resnet_jax.errors import UserError
-from resnet_jax.training.processes import broadcast, from_main
+from resnet_jax.training.processes import read_by_main
 from resnet_jax.training.run import checkpoint_items, state_of_items
 from resnet_jax.training.step import TrainState
 
@@ -37,24 +37,23 @@ def start_or_resume(
       UserError: the run cannot be continued with this config or these data.
     """
     parallel = assembly.parallel
-    like, read = checkpoint_items(state), {}
+    like = checkpoint_items(state)
 
     def restore():
         restored = checkpoints.restore_latest(like)
         if restored is None:
-            return None
-        step, read["trees"], notes = restored
+            return None, None
+        step, trees, notes = restored
         _check_may_continue(recipe, assembly, checkpoints.workdir, step, notes, changed)
-        return step, notes, checkpoints.messages
+        return (step, notes, checkpoints.messages), trees
 
-    restored = from_main(restore)
+    restored, trees = read_by_main(restore, like)
     if restored is None:
         return parallel.replicate(_with_given_weights(recipe, state, console)), 0, {"sums": None, "seconds": 0.0}
     step, notes, messages = restored
     news = [f"changed: {key} from {old!r} to {new!r}" for key, (old, new) in changed.items()]
     for message in (*messages, *news, f"resuming from step {step} of {recipe.num_steps}"):
         console.print(message, highlight=False, markup=False, soft_wrap=True)
-    trees = broadcast(read.get("trees"), like)
     return parallel.replicate(state_of_items(state, trees, step)), step, notes
 
 

@@ -111,7 +111,7 @@ def _executions(computations, entry) -> collections.Counter:
 
 
 def _trips(loop: _Instruction, computations) -> int:
-    """The number of iterations of a loop: as XLA notes it, or else the only number in its condition; 1 if that cannot be said."""
+    """The number of iterations of a loop: as XLA notes it, or else the only number in its condition, or else 1."""
     if noted := re.search(r'"known_trip_count":\{"n":"(\d+)"', loop.rest):
         return int(noted[1])
     condition = dict(_called(loop))["condition"]

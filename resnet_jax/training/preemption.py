@@ -4,6 +4,7 @@ import contextlib
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
 
 import jax
@@ -82,7 +83,7 @@ class Preemption:
         """Stop the run, in a thread of its own, if the main one does not see the request in time."""
         if jax.process_index() > 0:
             return  # the main process saves; when it has ended, so do the others
-        threading.Event().wait(_PATIENCE)  # the process ends meanwhile, if all goes well
+        time.sleep(_PATIENCE)  # the process ends meanwhile, if all goes well
         if self._at_work.acquire(timeout=_DEADLINE - _PATIENCE):
             if self._rescue is not None:
                 self._end_by(self._rescue)

@@ -105,13 +105,28 @@ def from_main(function: Callable[[], object] | None) -> object:
     return answer["value"]
 
 
-def broadcast(tree, like):
-    """Arrays of the main process in every process, on the host.
+def read_by_main(read: Callable[[], tuple[object, object]], like) -> tuple[object, object]:
+    """Read arrays in the main process, and return them, with plain JSON, in every process.
 
     Args:
-      tree: the arrays; what other processes give is not looked at.
+      read: gives (plain JSON, tree of arrays on the host); called in the main process alone. No arrays if it is None.
       like: a tree of the same shapes and dtypes, in every process.
+
+    Raises:
+      UserError: that of `read`, in every process.
     """
+    tree = None
+
+    def plain():
+        nonlocal tree
+        value, tree = read()
+        return value
+
+    value = from_main(plain)
+    return value, None if value is None else _broadcast(tree, like)
+
+
+def _broadcast(tree, like):
     if jax.process_count() == 1:
         return tree
     if not is_main_process():

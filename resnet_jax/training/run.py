@@ -17,7 +17,7 @@ from resnet_jax.training.accumulator import Accumulator, StepTimer
 from resnet_jax.training.logs import MetricsLog
 from resnet_jax.training.metrics import scores
 from resnet_jax.training.preemption import NOTHING_LOST, Preemption
-from resnet_jax.training.processes import broadcast, from_main
+from resnet_jax.training.processes import from_main, read_by_main
 from resnet_jax.training.program import Program
 from resnet_jax.training.step import TrainState
 from resnet_jax.training.watchdog import Watchdog
@@ -126,16 +126,14 @@ class TrainingRun:
             raise error
         with contextlib.suppress(DivergedError):
             self.wait_until_saved()
-        state, read = self.initial_state(), {}
+        state = self.initial_state()
         like = checkpoint_items(state)
 
         def restore():
             restored = self.checkpoints.restore_latest(like, milestone=True)
-            if restored:
-                read["trees"] = restored[1]
-            return restored and restored[0]
+            return restored[:2] if restored else (None, None)
 
-        saved_step = from_main(restore)
+        saved_step, trees = read_by_main(restore, like)
         if saved_step is None:
             raise error
         self.rollbacks += 1
@@ -147,8 +145,7 @@ class TrainingRun:
             highlight=False,
             soft_wrap=True,
         )
-        state = state_of_items(state, broadcast(read.get("trees"), like), error.step)
-        return self.program.parallel.replicate(state), error.step
+        return self.program.parallel.replicate(state_of_items(state, trees, error.step)), error.step
 
     def interruptible(
         self, step: int, state: TrainState, *, evaluated: bool = True
@@ -205,17 +202,17 @@ class TrainingRun:
         Raises:
           UserError: none is whole.
         """
-        like, read = {"model": checkpoint_items(state)["model"]}, {}
+        like = {"model": checkpoint_items(state)["model"]}
 
         def read_best():
             known = len(self.checkpoints.messages)
-            read["step"], read["trees"] = self.checkpoints.read_best(like)
-            return read["step"], self.checkpoints.messages[known:]
+            step, trees = self.checkpoints.read_best(like)
+            return (step, self.checkpoints.messages[known:]), trees
 
-        step, messages = from_main(read_best)
+        (step, messages), trees = read_by_main(read_best, like)
         for message in messages:
             self.console.print(message, highlight=False, markup=False, soft_wrap=True)
-        return step, broadcast(read.get("trees"), like)["model"]
+        return step, trees["model"]
 
     def evaluate(self, state: TrainState, split: str, step: int) -> tuple[dict[str, float], dict[str, float]]:
         """(scores of the weights and, as `ema_...`, of their moving average; what else a line of metrics holds).
