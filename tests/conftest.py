@@ -64,7 +64,7 @@ def no_pictures():
 
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory):
-    """An uninterrupted run: (workdir, result)."""
+    """An uninterrupted run, not to be written to: (workdir, result)."""
     from resnet_jax import train
     from tests.runs import SETTINGS
     from tests.tiny import tiny_config
@@ -73,7 +73,9 @@ def finished(tmp_path_factory):
     with mock.patch.object(plots, "plot_run", _plot_run):
         result = train(tiny_config(**SETTINGS), workdir)
     assert result["best"]["test"]["accuracy"] > result["last"]["test"]["accuracy"]
-    return workdir, result
+    files = sorted(workdir.rglob("*"))
+    yield workdir, result
+    assert sorted(workdir.rglob("*")) == files, "a test wrote into the run that all tests share; copy it first"
 
 
 @pytest.fixture(scope="session")
