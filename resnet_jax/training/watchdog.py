@@ -6,7 +6,7 @@ import sys
 import time
 from collections.abc import Iterator
 
-_SECONDS_BETWEEN = 1.0
+_SHARE_BETWEEN = 0.01  # of the limit: to be told takes the lock of the interpreter, for which input threads wait, too
 
 
 class Watchdog:
@@ -26,7 +26,7 @@ class Watchdog:
         """Wait from now on; cheap enough for every step."""
         now = time.monotonic()
         if self._seconds and now >= self._next:
-            self._next = now + min(_SECONDS_BETWEEN, self._seconds / 10)
+            self._next = now + _SHARE_BETWEEN * self._seconds
             faulthandler.dump_traceback_later(self._seconds, exit=True, file=sys.__stderr__)
 
 
