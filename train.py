@@ -5,7 +5,7 @@ import sys
 from resnet_jax import signals
 
 if __name__ == "__main__":
-    signals.end_before_training()  # before anything that takes time to import
+    signals.end_outside_of_training()  # before anything that takes time to import
     from resnet_jax.commands import command_line
 
     with command_line():

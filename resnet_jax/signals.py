@@ -1,5 +1,6 @@
 """Requests to stop a run: Ctrl-C, a scheduler's signals, a terminal that is closed."""
 
+import atexit
 import contextlib
 import multiprocessing
 import os
@@ -77,9 +78,18 @@ def end_on_ctrl_c() -> None:
     _end_at([signal.SIGINT], b"interrupted\n")
 
 
-def end_before_training() -> None:
-    """Let any request to stop end the process at once, as long as it has nothing to save; to a scheduler: try again."""
-    _end_at(STOP_SIGNALS, b"stopped before training began; nothing was lost\n", os.EX_TEMPFAIL)
+def end_outside_of_training() -> None:
+    """Let any request to stop end the process at once, as long as it has nothing to save; to a scheduler: try again.
+
+    While the interpreter ends, requests are ignored: it takes but a moment, and its status says how the run ended.
+    """
+    _end_at(STOP_SIGNALS, b"stopped outside of training; nothing was lost\n", os.EX_TEMPFAIL)
+    atexit.register(_ignore)  # before all others, so that it is called last
+
+
+def _ignore() -> None:
+    for number in STOP_SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
 
 
 def _end_at(numbers: Sequence[signal.Signals], message: bytes, status: int | None = None) -> None:

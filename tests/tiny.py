@@ -4,7 +4,7 @@
 if __name__ == "__main__":
     from resnet_jax import signals
 
-    signals.end_before_training()  # before the rest is imported, as in train.py
+    signals.end_outside_of_training()  # before the rest is imported, as in train.py
 
 import ast
 import functools

@@ -71,7 +71,21 @@ def test_a_signal_in_the_first_seconds_is_one_line(tmp_path, module, number):
     rest = process.communicate()[1]
     assert process.returncode == 75
     lines = [line for line in rest.splitlines() if not line.startswith("import time")]
-    assert lines == ["stopped before training began; nothing was lost"]
+    assert lines == ["stopped outside of training; nothing was lost"]
+
+
+def test_a_signal_while_the_interpreter_ends_changes_no_status():
+    script = (
+        "import os, signal, sys\n"
+        "from resnet_jax import signals\n"
+        "class Late:\n"
+        "    def __del__(self, kill=os.kill, pid=os.getpid(), number=signal.SIGTERM):\n"
+        "        kill(pid, number)\n"
+        "signals.end_outside_of_training()\n"
+        "sys.late = Late()\n"
+        "raise SystemExit(3)\n"
+    )
+    assert subprocess.run([sys.executable, "-c", script], cwd=ROOT).returncode == 3
 
 
 @pytest.mark.slow
