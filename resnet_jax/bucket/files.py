@@ -89,6 +89,7 @@ def listing(files, root: str) -> dict[str, dict]:
 
 
 LAST = ("manifest.json", "result.json")  # files that say that others are whole, in the order of their upload
+UNFINISHED = ".unfinished"  # a file in the folder of a step that is being uploaded or removed
 
 
 def upload(folder: pathlib.Path, names: Sequence[str], files, root: str) -> None:

@@ -1,7 +1,8 @@
 """Runs in buckets.
 
 A run works in a local folder. What it writes there is uploaded when a checkpoint is whole, the manifest of the
-checkpoint last, so that a reader of the bucket finds whole steps alone.
+checkpoint last, so that a reader of the bucket finds whole steps alone. Meanwhile the folder of the step is marked as
+unfinished: so what a killed process leaves is told from a step whose manifest was lost.
 """
 
 import contextlib
@@ -11,10 +12,22 @@ import shutil
 import threading
 from collections.abc import Iterator
 
-from resnet_jax.bucket.files import LAST, bucket_errors, cache, download, file_system, reason_of, upload
+from resnet_jax.bucket.files import (
+    LAST,
+    UNFINISHED,
+    bucket_errors,
+    cache,
+    download,
+    file_system,
+    listing,
+    reason_of,
+    upload,
+)
 from resnet_jax.bucket.lease import Lease
 from resnet_jax.errors import UserError
 from resnet_jax.workdir import StorageError, is_url, shown_as
+
+_MANIFEST = LAST[0]
 
 
 class Mirror:
@@ -35,6 +48,7 @@ class Mirror:
         self._lease = Lease(self._files, f"{self._root}/.lease", url)
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
+        self._remove_unfinished()
         download(url, folder, wanted=lambda name: name != ".lease")
         self._uploaded = self._state()
         self._publishing = threading.Lock()
@@ -43,6 +57,16 @@ class Mirror:
         bucket = self._root.partition("/")[0]
         if not self._files.exists(bucket):
             raise UserError(f"{self.url}: there is no bucket {bucket}, or you may not see it; check the URL")
+
+    def _remove_unfinished(self) -> None:
+        """Remove what a process that was killed left of a step that it was uploading or removing."""
+        names = listing(self._files, self._root)
+        for mark in (name for name in names if name.endswith(f"/{UNFINISHED}")):
+            step = mark.removesuffix(UNFINISHED)
+            if step + _MANIFEST not in names:
+                for name in (name for name in names if name.startswith(step) and name != mark):
+                    self._files.rm_file(f"{self._root}/{name}")
+            self._files.rm_file(f"{self._root}/{mark}")
 
     def close(self) -> None:
         """Give up the lease, and remove the copy."""
@@ -67,13 +91,19 @@ class Mirror:
     def _upload(self) -> None:
         now = self._state()
         changed = [name for name, state in now.items() if self._uploaded.get(name) != state]
+        gone = sorted(self._uploaded.keys() - now.keys(), key=lambda name: not name.endswith(LAST))
+        steps = [name.removesuffix(_MANIFEST) for name in (*changed, *gone) if name.endswith(f"/{_MANIFEST}")]
+        marks = [f"{self._root}/{step}{UNFINISHED}" for step in steps]
+        for mark in marks:
+            self._files.pipe_file(mark, b"")
         upload(self.folder, changed, self._files, self._root)
         self._uploaded |= {name: now[name] for name in changed}
-        gone = sorted(self._uploaded.keys() - now.keys(), key=lambda name: not name.endswith(LAST))
         for name in gone:  # first the manifest of a step: what is left is no step
             with contextlib.suppress(FileNotFoundError):
                 self._files.rm_file(f"{self._root}/{name}")
             del self._uploaded[name]
+        for mark in marks:
+            self._files.rm_file(mark)
 
     def _state(self) -> dict[str, tuple[int, int]]:
         """(size, time of the last change) by path; of locks and of what is being written nothing."""

@@ -5,7 +5,7 @@ import pathlib
 import tempfile
 from collections.abc import Iterator
 
-from resnet_jax.bucket.files import bucket_errors, file_system
+from resnet_jax.bucket.files import UNFINISHED, bucket_errors, file_system
 from resnet_jax.checkpoint.card import FILE, read_card
 from resnet_jax.checkpoint.earlier import META
 from resnet_jax.checkpoint.manifest import FILE as MANIFEST
@@ -62,8 +62,11 @@ def _copy(url: str, folder: pathlib.Path, step: str | int) -> pathlib.Path:
         number = pathlib.PurePosixPath(entry).name
         if number.isdecimal():
             here = f"{DIRECTORY}/{number}"
-            name = MANIFEST if files.isfile(f"{root}/{here}/{MANIFEST}") else META
-            get(f"{here}/{name}", folder / here / name)
+            found = [name for name in (MANIFEST, META, UNFINISHED) if files.exists(f"{root}/{here}/{name}")]
+            if found != [UNFINISHED]:
+                (folder / here).mkdir(parents=True)  # without a manifest it is corrupt
+                for name in found[:1]:
+                    get(f"{here}/{name}", folder / here / name)
     card = read_card(folder)
     steps = SavedSteps(folder, card.best_metric if card else "accuracy")
     chosen = f"{DIRECTORY}/{steps.resolve(step)}"

@@ -25,7 +25,7 @@ from resnet_jax.checkpoint import __main__ as checkpoint_command
 from resnet_jax.errors import InterruptedRun, WorkdirInUse
 from resnet_jax.workdir import StorageError
 from tests.buckets import BUCKET, emulator
-from tests.runs import ROOT, assert_the_same_end, last_state, logged, start_process
+from tests.runs import ROOT, assert_the_same_end, start_process
 from tests.soak.test_faults import SETTINGS, counts, end_somewhere
 from tests.tiny import tiny_config
 
@@ -171,18 +171,41 @@ def test_a_run_in_a_bucket_that_is_killed_ends_to_the_bit_as_if_it_had_not(stora
         assert (ROOT / "gs:").exists() is False
 
 
-def test_what_is_left_of_a_step_without_its_manifest_is_no_step(storage, tmp_path):
-    url = f"{storage}/run"
+def stop_at_13(url):
     with pytest.raises(InterruptedRun):
         train(tiny_config(), url, QUIET, stop_requested=lambda step: step == 13)
     files, root = file_system(url)
-    files.rm_file(f"{root}/checkpoints/13/manifest.json")
+    return files, f"{root}/checkpoints"
+
+
+@pytest.mark.parametrize("killed", [(13,), (10, 13)])
+def test_a_step_whose_upload_or_removal_was_cut_off_is_no_step(storage, tmp_path, killed, recwarn):
+    url = f"{storage}/run"
+    files, checkpoints = stop_at_13(url)
+    assert {int(path.rpartition("/")[2]) for path in files.ls(checkpoints, detail=False)} == {10, 13}
+    for step in killed:
+        files.rm_file(f"{checkpoints}/{step}/manifest.json")
+        files.pipe_file(f"{checkpoints}/{step}/.unfinished", b"")
+    if len(killed) == 1:
+        assert resnet_jax.load_card(url, "latest").source["step"] == 10
+    else:
+        with pytest.raises(UserError, match="no checkpoint yet"):
+            resnet_jax.load_checkpoint(url)
     train(tiny_config(), url, QUIET)
     train(tiny_config(), tmp_path / "local", QUIET)
-    jax.tree.map(
-        np.testing.assert_array_equal, last_state(fetched(url, tmp_path / "f")), last_state(tmp_path / "local")
-    )
-    assert logged(tmp_path / "f") == logged(tmp_path / "local")
+    assert_the_same_end(fetched(url, tmp_path / "f"), tmp_path / "local")
+    assert not list((tmp_path / "f").rglob(".unfinished"))
+    assert not (tmp_path / "f" / "checkpoints_corrupt").exists() and not recwarn.list
+
+
+def test_a_manifest_that_was_lost_is_no_reason_to_begin_again(storage):
+    files, checkpoints = stop_at_13(f"{storage}/run")
+    for step in (10, 13):
+        files.rm_file(f"{checkpoints}/{step}/manifest.json")
+    for read in (lambda url: train(tiny_config(), url, QUIET), resnet_jax.load_checkpoint):
+        with pytest.raises(UserError, match="/13 cannot be read: it has no manifest.json(?s:.*)no whole checkpoint"):
+            read(f"{storage}/run")
+    assert files.exists(f"{checkpoints}/13/model")
 
 
 def test_images_in_a_bucket_are_copied_once_and_again_when_they_change(storage, folder, tmp_path, monkeypatch):
