@@ -9,6 +9,8 @@ import sys
 ROOT = pathlib.Path(__file__).parent.parent
 START = """
 import os, signal, sys
+from resnet_jax import signals
+signals.end_outside_of_training()
 from resnet_jax.commands import command_line
 address, count, index, workdir = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), sys.argv[4]
 with command_line():
