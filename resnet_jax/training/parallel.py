@@ -91,7 +91,6 @@ class DataParallel:
         self._sharded = NamedSharding(self.mesh, _SHARDED)
         self.shards = len(devices)
         self._wrap = WRAPPERS[wrapper]
-        self.compiles_ahead = wrapper != "pmap"
 
     def compile(self, function: Callable, donate: bool = False) -> Callable:
         """The function on all devices at once, with `lower` as of `jax.jit`; `donate` gives up the first's memory."""

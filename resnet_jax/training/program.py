@@ -90,13 +90,13 @@ class Program:
     def prepare(self, count: int, state, inputs: StepInputs) -> None:
         """Compile `train_steps(count)` for these arguments, if it is not yet, so that a call of it runs at once.
 
-        A `pmap` does not: its calls do not find what was compiled ahead of time.
+        The call of a `pmap` finds the program in the compilation cache on the disk alone, which takes a moment.
         """
         self._prepare("train", count, lambda: self.compile_train_steps(count, state, inputs), inputs)
 
     def _prepare(self, split, count, compile_step, inputs):
         shapes = split, count, *((x.shape, x.dtype) for x in jax.tree.leaves(inputs))
-        if shapes not in self._ready and self.parallel.compiles_ahead:
+        if shapes not in self._ready:
             compiled = compile_step()
             self.check(self, split, compiled)
             self._ready[shapes] = compiled
