@@ -62,7 +62,7 @@ def write_step(path: pathlib.Path, items: Mapping[str, Arrays], manifest: Manife
     """Write the folder of a step, whole or not at all.
 
     Args:
-      path: folder, which takes the place of one that is there.
+      path: a new folder.
       items: arrays by item and name.
       manifest: step, metrics, notes and card; descriptions of arrays and files are added.
 
@@ -77,8 +77,6 @@ def write_step(path: pathlib.Path, items: Mapping[str, Arrays], manifest: Manife
             checkpointer.save(parent / unfinished.name, args=ocp.args.Composite(**arguments))
         described = {name: describe(arrays) for name, arrays in items.items()}
         write_manifest(unfinished, manifest._replace(arrays=described))
-        if path.exists():
-            remove(path)
         unfinished.rename(path)
         fsync(path.parent)
     except BaseException:

@@ -53,7 +53,16 @@ def write_manifest(path: pathlib.Path, manifest: Manifest) -> None:
     for file in [*files, *(folder for folder in path.rglob("*") if folder.is_dir())]:
         fsync(file)
     described = dict(zip((str(file.relative_to(path)) for file in files), _describe(files), strict=True))
-    values = {"format": FORMAT, **manifest._replace(files=described)._asdict(), "tree": _digest(manifest.arrays)}
+    _write(path, manifest._replace(files=described))
+
+
+def amend_manifest(path: pathlib.Path, metrics: dict | None, notes: dict, card: dict | None) -> None:
+    """Say something else of a step whose arrays stay as they are."""
+    _write(path, read_manifest(path)._replace(metrics=metrics, notes=notes, card=card))
+
+
+def _write(path: pathlib.Path, manifest: Manifest) -> None:
+    values = {"format": FORMAT, **manifest._asdict(), "tree": _digest(manifest.arrays)}
     del values["digests"]
     write_bytes(path / FILE, _canonical({**values, "digest": _digest(values)}), durable=True)
 

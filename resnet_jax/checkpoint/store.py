@@ -15,7 +15,7 @@ import numpy as np
 
 from resnet_jax.checkpoint.arrays import DELETING, SAVING, read_trees, remove, to_host, write_step
 from resnet_jax.checkpoint.errors import CorruptCheckpoint
-from resnet_jax.checkpoint.manifest import Manifest, read_manifest
+from resnet_jax.checkpoint.manifest import Manifest, amend_manifest, read_manifest
 from resnet_jax.errors import UserError
 from resnet_jax.workdir import StorageError, check_room, describe_failure, is_of_storage, make_workdir
 
@@ -151,7 +151,7 @@ class Checkpoints(SavedSteps):
         """Save in the background; the caller waits for a copy of the arrays to the host.
 
         Args:
-          step: that of the latest checkpoint, which it replaces, or a later one.
+          step: a later one than that of the latest checkpoint; or that one, with the same arrays, once they are scored.
           items: any pytrees of arrays on the devices, by name.
           metrics: scores on the validation split, or None.
           notes: plain JSON that comes back with `restore_latest`.
@@ -163,7 +163,11 @@ class Checkpoints(SavedSteps):
         self.wait()
         if self._metrics and step < max(self._metrics):
             raise RuntimeError(f"step {step} was not saved: the latest is {max(self._metrics)}")
-        self._saving = step, self._writer.submit(self._write, to_host(items), Manifest(step, metrics, notes, card))
+        if step in self._metrics:
+            saving = self._writer.submit(self._amend, self.path(step), metrics, notes, card)
+        else:
+            saving = self._writer.submit(self._write, to_host(items), Manifest(step, metrics, notes, card))
+        self._saving = step, saving
 
     def is_saved(self, step: int) -> bool:
         """True for a step that is on the disk, or being written."""
@@ -184,7 +188,11 @@ class Checkpoints(SavedSteps):
         if self._saving is not None:
             (step, saving), self._saving = self._saving, None
             with self._storage_errors():
-                self._metrics[step] = saving.result()
+                try:
+                    saving.result()
+                finally:
+                    if self.path(step).exists():  # also where its upload failed
+                        self._look_at(step)
                 self._metrics = {step: self._metrics[step] for step in self._remove_old()}
 
     def restore_latest(self, like: Mapping[str, object], *, milestone: bool = False) -> tuple[int, dict, dict] | None:
@@ -227,12 +235,16 @@ class Checkpoints(SavedSteps):
                 self._set_aside()
                 return step, trees
 
-    def _write(self, arrays: dict[str, dict[str, np.ndarray]], manifest: Manifest) -> dict | None:
+    def _write(self, arrays: dict[str, dict[str, np.ndarray]], manifest: Manifest) -> None:
         """Write a step, in the thread of writes."""
         check_room(self.workdir, sum(array.nbytes for tree in arrays.values() for array in tree.values()))
         write_step(self.path(manifest.step), arrays, manifest)
         self._after_save()
-        return manifest.metrics
+
+    def _amend(self, path: pathlib.Path, *said) -> None:
+        """Replace the manifest of a step, in the thread of writes: its folder cannot be replaced at once."""
+        amend_manifest(path, *said)
+        self._after_save()
 
     def _remove_old(self) -> set[int]:
         """Remove the steps that are not to be kept, and return the others."""

@@ -313,3 +313,31 @@ def test_a_disk_that_fills_while_a_step_is_written_is_one_error_too(small_disk, 
         c.save(2, items_of(2), metrics=None, notes={})
     assert "Traceback" not in capfd.readouterr().err
     assert SavedSteps(workdir).steps() == [1]
+
+
+def test_scores_of_a_step_that_is_saved_replace_nothing_but_its_manifest(tmp_path):
+    with open_checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(5, items_of(5), metrics=None, notes={"evaluated": False})
+    folder = tmp_path / "checkpoints/5"
+    before = {path: path.stat().st_ino for path in folder.rglob("*")}
+    with open_checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(5, items_of(5), metrics=scores(0.5)[0], notes={"evaluated": True})
+        checkpoints.wait()
+        trees, notes, _ = restored(checkpoints)
+        assert_same(trees, items_of(5))
+        assert notes == {"evaluated": True} and checkpoints.best() == 5
+    after = {path: path.stat().st_ino for path in folder.rglob("*")}
+    assert before.keys() == after.keys()
+    assert {path.name for path in before if before[path] != after[path]} == {"manifest.json"}
+
+
+def test_a_step_that_could_not_be_published_is_kept_in_mind(tmp_path):
+    def fail():
+        raise StorageError("no network")
+
+    with open_checkpoints(tmp_path, after_save=fail) as checkpoints:
+        for step, accuracy in ((1, 0.9), (2, 0.1)):
+            checkpoints.save(step, items_of(step), metrics=scores(accuracy)[0], notes={})
+            with pytest.raises(StorageError, match="no network"):
+                checkpoints.wait()
+        assert checkpoints.steps() == [1, 2] and checkpoints.best() == 1
