@@ -6,6 +6,7 @@ import os
 import socket
 import threading
 import time
+import uuid
 
 from resnet_jax.errors import WorkdirInUse
 from resnet_jax.workdir import StorageError
@@ -25,27 +26,31 @@ class Lease:
       path: path of the object.
       url: URL of what it guards, for messages.
 
+    Attributes:
+      lost: another process has taken it.
+
     Raises:
       WorkdirInUse: another process holds it.
     """
 
     def __init__(self, files, path: str, url: str):
         self._files, self._path, self._url = files, path, url
-        self._over, self._lost = threading.Event(), False
+        self._over, self.lost = threading.Event(), False
+        self._id = uuid.uuid4().hex
         self._generation = self._acquire()
         self._thread = threading.Thread(target=self._renew, name="lease", daemon=True)
         self._thread.start()
 
     def check(self) -> None:
         """Raise `StorageError` if another process has taken the lease."""
-        if self._lost:
+        if self.lost:
             raise StorageError(f"{self._url}: another process took this run over, since this one was not heard of")
 
     def release(self) -> None:
         """Let others in."""
         self._over.set()
         self._thread.join()
-        if not self._lost:
+        if not self.lost:
             with contextlib.suppress(Exception):  # it ends by itself
                 self._files.rm_file(self._path)
 
@@ -57,6 +62,8 @@ class Lease:
                 return self._write(generation)
             except FileExistsError:
                 holder, found = self._read()
+            if holder.get("id") == self._id:
+                return found
             seen = seen or found
             is_alive = found != seen  # it was renewed meanwhile
             if is_alive and not _is_gone(holder):
@@ -68,6 +75,16 @@ class Lease:
                 generation = found
             else:
                 self._over.wait(1.0)
+
+    def _was_written(self) -> bool:
+        """True if the lease is still this one: an answer was lost, and what was written was sent again."""
+        try:
+            holder, generation = self._read()
+        except Exception:  # the network is away; the next renewal tells
+            return True
+        if holder.get("id") == self._id:
+            self._generation = generation
+        return holder.get("id") == self._id
 
     def _read(self) -> tuple[dict, str]:
         """(who holds the lease, its generation), or "0" if it is not there."""
@@ -84,7 +101,7 @@ class Lease:
           FileExistsError: it has another.
         """
         bucket, _, key = self._path.partition("/")
-        holder = {"host": socket.gethostname(), "pid": os.getpid(), "renewed": time.time()}
+        holder = {"id": self._id, "host": socket.gethostname(), "pid": os.getpid(), "renewed": time.time()}
         parts = [
             f"--part\nContent-Type: application/json; charset=UTF-8\n\n{json.dumps({'name': key})}",
             f"--part\nContent-Type: application/json\n\n{json.dumps(holder)}",
@@ -107,8 +124,9 @@ class Lease:
             try:
                 self._generation = self._write(self._generation)
             except FileExistsError:
-                self._lost = True
-                return
+                self.lost = not self._was_written()
+                if self.lost:
+                    return
             except Exception:  # the network is away; when it is back, either the lease is still ours or it is not
                 continue
 

@@ -7,6 +7,7 @@ unfinished: so what a killed process leaves is told from a step whose manifest w
 
 import contextlib
 import hashlib
+import os
 import pathlib
 import shutil
 import threading
@@ -71,7 +72,8 @@ class Mirror:
     def close(self) -> None:
         """Give up the lease, and remove the copy."""
         self._lease.release()
-        shutil.rmtree(self.folder, ignore_errors=True)
+        if not self._lease.lost:  # else another process of this machine may work in the copy
+            shutil.rmtree(self.folder, ignore_errors=True)
 
     def publish(self) -> None:
         """Upload what has changed, then remove what is gone.
@@ -108,13 +110,13 @@ class Mirror:
     def _state(self) -> dict[str, tuple[int, int]]:
         """(size, time of the last change) by path; of locks and of what is being written nothing."""
         found = {}
-        for path in self.folder.rglob("*"):
-            name = path.relative_to(self.folder)
-            hidden = any(part.startswith(".") for part in name.parts) or name.suffix == ".tmp"
-            if not hidden:
-                with contextlib.suppress(FileNotFoundError):
-                    if path.is_file():
-                        found[str(name)] = path.stat().st_size, path.stat().st_mtime_ns
+        for folder, folders, names in os.walk(self.folder):  # steps are removed meanwhile, which `rglob` cannot bear
+            folders[:] = [name for name in folders if not name.startswith(".")]
+            for name in names:
+                if not name.startswith(".") and not name.endswith(".tmp"):
+                    path = pathlib.Path(folder, name)
+                    with contextlib.suppress(FileNotFoundError):
+                        found[str(path.relative_to(self.folder))] = path.stat().st_size, path.stat().st_mtime_ns
         return found
 
 

@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 
 import jax
 import numpy as np
@@ -149,6 +150,24 @@ def test_a_lease_that_was_taken_over_is_noticed(storage, monkeypatch):
         lease.check()
     lease.release()
     assert files.exists(f"{root}/.lease")
+
+
+def test_a_renewal_whose_answer_was_lost_is_no_takeover(storage, monkeypatch):
+    files, root = file_system(f"{storage}/run")
+    monkeypatch.setattr(leases, "_SECONDS_BETWEEN_RENEWALS", 0.05)
+    renewed, lease = threading.Event(), Lease(files, f"{root}/.lease", "gs://x")
+    write = lease._write
+
+    def lose_answer(generation):
+        write(generation)
+        monkeypatch.setattr(lease, "_write", lambda generation: renewed.set() or write(generation))
+        raise FileExistsError  # as after a second try, which finds what the first one wrote
+
+    monkeypatch.setattr(lease, "_write", lose_answer)
+    assert renewed.wait(60)
+    lease.check()
+    lease.release()
+    assert not files.exists(f"{root}/.lease")
 
 
 @pytest.mark.slow
