@@ -2,6 +2,7 @@
 
 import atexit
 import contextlib
+import ctypes
 import multiprocessing
 import os
 import signal
@@ -12,12 +13,15 @@ from collections.abc import Callable, Iterator, Sequence
 
 # A preemption is announced by SIGTERM, and by some schedulers by SIGUSR1 or SIGUSR2; a closed terminal sends SIGHUP.
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
+# Handlers that a library has set by itself are not known to the module `signal`.
+_handler_of_c = ctypes.PYFUNCTYPE(ctypes.c_void_p, ctypes.c_int)(("PyOS_getsig", ctypes.pythonapi))
+_set_handler_of_c = ctypes.PYFUNCTYPE(ctypes.c_void_p, ctypes.c_int, ctypes.c_void_p)(("PyOS_setsig", ctypes.pythonapi))
 _ONE_REQUEST = 0.5  # seconds: timeout(1) and others signal a process and then its group, which it is in
 
 
 @contextlib.contextmanager
 def stop_requests(
-    on_first: Callable[[signal.Signals], None], numbers: Sequence[signal.Signals] = STOP_SIGNALS
+    on_first: Callable[[signal.Signals], None],
 ) -> Iterator[Callable[[], signal.Signals | None]]:
     """A function that says which signal came first, or None. A second one, later on, ends the process at once.
 
@@ -26,7 +30,6 @@ def stop_requests(
 
     Args:
       on_first: called when the first signal comes, in a thread of its own: the main one may hold any lock.
-      numbers: signals that are handled.
     """
     if threading.current_thread() is not threading.main_thread():
         yield lambda: None
@@ -45,7 +48,7 @@ def stop_requests(
         first_time = None
         while received := receiver.recv(1):
             number = received[0]
-            if number not in numbers:
+            if number not in STOP_SIGNALS:
                 continue
             if first_time is None:
                 first_time = time.monotonic()
@@ -57,17 +60,26 @@ def stop_requests(
     watcher = threading.Thread(target=watch, name="signals", daemon=True)
     watcher.start()
     previous_socket = signal.set_wakeup_fd(sender.fileno(), warn_on_full_buffer=False)
-    heeded = [number for number in numbers if signal.getsignal(number) != signal.SIG_IGN]
+    heeded = [number for number in STOP_SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
+    of_c = {number: _handler_of_c(number) for number in heeded}
     previous = {number: signal.signal(number, on_signal) for number in heeded}
     try:
         yield lambda: first[0] if first else None
     finally:
         for number, handler in previous.items():
-            signal.signal(number, handler)
+            signal.signal(number, handler or signal.SIG_DFL)
+            _set_handler_of_c(number, of_c[number])
         signal.set_wakeup_fd(previous_socket)
         sender.close()
         watcher.join()
         receiver.close()
+
+
+def handler_of_libraries(number: signal.Signals) -> Callable[[int], None]:
+    """The handler of a signal as it is now, though it may not be Python's."""
+    pointer = _handler_of_c(number)
+    is_function = pointer not in (None, signal.SIG_IGN)
+    return ctypes.CFUNCTYPE(None, ctypes.c_int)(pointer) if is_function else lambda number: None
 
 
 def end_on_ctrl_c() -> None:

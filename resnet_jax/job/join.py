@@ -6,6 +6,7 @@ import ctypes
 import os
 import socket
 import threading
+from collections.abc import Callable, Iterator
 
 import jax
 
@@ -110,6 +111,24 @@ def watched_run() -> contextlib.AbstractContextManager:
 def telling_others() -> contextlib.AbstractContextManager:
     """See `Watch.telling`; nothing where there is one process."""
     return _watch.telling() if _watch else contextlib.nullcontext()
+
+
+def ask_others_to_stop() -> None:
+    """Let `when_asked_to_stop` act in the other processes of the job."""
+    if _watch:
+        _watch.ask_others_to_stop()
+
+
+@contextlib.contextmanager
+def when_asked_to_stop(act: Callable[[], None]) -> Iterator[None]:
+    """Call a function once, in a thread of its own, if another process of the job asks to stop this run meanwhile."""
+    if _watch:
+        _watch.on_asked = act
+    try:
+        yield
+    finally:
+        if _watch:
+            _watch.on_asked = None
 
 
 def _watch_over(relay: Relay | None = None) -> None:

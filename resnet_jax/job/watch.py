@@ -13,7 +13,7 @@ import socket
 import threading
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 from resnet_jax import signals
@@ -46,6 +46,7 @@ class Watch:
 
     Attributes:
       heartbeat: seconds without a sign of life after which a process counts as lost.
+      on_asked: called once, in a thread of its own, when another process asks to stop this run; or None.
     """
 
     def __init__(self, store, process: int, num_processes: int):
@@ -57,8 +58,10 @@ class Watch:
             "beat": 0,
             "state": "running",
             "run": 0,
+            "asked": 0,  # the run that this process was asked to stop
             "failure": None,
         }
+        self.on_asked: Callable[[], None] | None = None
         self._peers: dict[int, _Peer] = {}
         self._failed: float | None = None  # monotonic time of an error of this process in this run
         self._lost_coordinator: str | None = None  # the reason
@@ -100,6 +103,11 @@ class Watch:
                 self._tell(error)
                 self._next_rounds()
             raise
+
+    def ask_others_to_stop(self) -> None:
+        """Let the others know that this process was asked to stop the run."""
+        self._own["asked"] = self._own["run"]
+        self._wake.set()
 
     def leave(self) -> bool:
         """Wait until the others leave the job, too; True if all did, and none was lost or has failed."""
@@ -156,6 +164,7 @@ class Watch:
                 self._publish()
                 self._look()
             self._round += 1
+            self._heed_others()
             if self._inside and self._failed is None:
                 if cause := self._culprit(_GRACE):
                     self._end(*cause)
@@ -163,6 +172,12 @@ class Watch:
                 self._end(*self._own_failure())  # something on its way out waits for others
             self._wake.wait(_INTERVAL)
             self._wake.clear()
+
+    def _heed_others(self):
+        act, run = self.on_asked, self._own["run"]
+        if act and any(peer.record.get("asked") == run for peer in self._peers.values()):
+            self.on_asked = None
+            threading.Thread(target=act, daemon=True).start()
 
     def _publish(self):
         self._own["beat"] += 1

@@ -13,6 +13,7 @@ from rich.console import Console
 
 from resnet_jax import signals
 from resnet_jax.errors import UserError
+from resnet_jax.job.join import ask_others_to_stop, when_asked_to_stop
 
 NOTHING_LOST = "stopped before a step was made; nothing was lost"
 _PATIENCE = 2.0  # seconds that the main thread has to see a request by itself
@@ -40,6 +41,7 @@ class Preemption:
         self._polls = 0
         self._at_work = threading.Lock()  # held by the main thread outside of `interruptible`
         self._rescue: Callable[[], str] | None = lambda: NOTHING_LOST
+        self._serving = threading.Lock()  # never released
 
     def __call__(self, step: int) -> signal.Signals | None:
         """The request, after a step of the run; all processes of a job see it after the same one."""
@@ -81,7 +83,7 @@ class Preemption:
 
     def serve(self) -> None:
         """Stop the run, in a thread of its own, if the main one does not see the request in time."""
-        if jax.process_index() > 0:
+        if jax.process_index() > 0 or not self._serving.acquire(blocking=False):
             return  # the main process saves; when it has ended, so do the others
         time.sleep(_PATIENCE)  # the process ends meanwhile, if all goes well
         if self._at_work.acquire(timeout=_DEADLINE - _PATIENCE):
@@ -101,6 +103,8 @@ class Preemption:
             message, status = rescue(), os.EX_TEMPFAIL
         except UserError as error:  # a full disk
             message, status = f"error: {error}", error.exit_status
+        except Exception as error:  # else the main thread would wait for this one for ever
+            message, status = f"error: not saved: {type(error).__name__}: {error}", 1
         self._console.print(message, highlight=False, soft_wrap=True)
         signals.end_process(status)
 
@@ -126,18 +130,23 @@ class Asked(Preemption):
 def stop_requests(console: Console) -> Iterator[Preemption]:
     """Stop runs by signals; see `signals.stop_requests`.
 
-    Where there are several processes, JAX itself takes SIGTERM, and all of them stop after the same step.
+    In a job, the processes tell each other, and all stop after the same step, which JAX agrees on.
     """
     several = jax.process_count() > 1
+    tell_jax = signals.handler_of_libraries(signal.SIGTERM)
 
     def on_first(number):
         console.print("stopping after the next step; once more to end without saving", highlight=False)
         if several:
-            os.kill(os.getpid(), signal.SIGTERM)
+            tell_jax(signal.SIGTERM)
+            ask_others_to_stop()
         preemption.serve()
 
-    own = [number for number in signals.STOP_SIGNALS if not several or number != signal.SIGTERM]
-    with signals.stop_requests(on_first, own) as requested:
+    def on_asked():
+        console.print("stopping after the next step: another process was asked to", highlight=False)
+        preemption.serve()
+
+    with signals.stop_requests(on_first) as requested, when_asked_to_stop(on_asked):
         preemption = Preemption(requested, console)
         try:
             yield preemption

@@ -21,7 +21,7 @@ from resnet_jax.training.processes import from_main, read_by_main
 from resnet_jax.training.program import Program
 from resnet_jax.training.step import TrainState
 from resnet_jax.training.watchdog import Watchdog
-from resnet_jax.workdir import StorageError, resume_command, write_json
+from resnet_jax.workdir import StorageError, resume_command, storage_errors, write_json
 
 
 @dataclasses.dataclass
@@ -103,11 +103,12 @@ class TrainingRun:
         """Save at the request to stop, and say where and how to continue. Called in the main process alone."""
         if step == 0:
             return NOTHING_LOST
-        if not self.checkpoints.is_saved(step):
-            self.save(step, state, None, evaluated=evaluated)
-        self.checkpoints.wait()
-        write_json(self.workdir / "result.json", {"completed": False, **self.progress(step)})
-        self.publish()
+        with storage_errors(self.workdir):
+            if not self.checkpoints.is_saved(step):
+                self.save(step, state, None, evaluated=evaluated)
+            self.checkpoints.wait()
+            write_json(self.workdir / "result.json", {"completed": False, **self.progress(step)})
+            self.publish()
         return (
             f"stopped at step {step} of {self.recipe.num_steps}, which is saved; to continue:\n"
             f"  {resume_command(self.workdir)}"

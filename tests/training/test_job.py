@@ -19,7 +19,8 @@ from resnet_jax.job.address import given_address, launcher
 from resnet_jax.job.join import join, join_if_wanted
 from resnet_jax.training.agreement import check_agreement
 from resnet_jax.training.parallel import DataParallel
-from tests.jobs import ROOT, environment, free_port, run_job
+from tests.jobs import ROOT, ends_of, environment, free_port, run_job, start_job
+from tests.training.test_signals import read_until
 
 HOST = socket.gethostname()
 JOB = """
@@ -52,6 +53,36 @@ def test_a_job_that_loses_a_process_ends_with_the_status_for_another_try(tmp_pat
     messages = [rf"error: process {victim} \({HOST}\) was lost: {reason}; start the job again"] * 2
     messages[victim] = ""
     check(ended, statuses, *messages)
+
+
+def job_that_compiles(folder):
+    cold = f"os.environ['XDG_CACHE_HOME'] = {str(folder / 'cache')!r}\n"
+    processes = start_job(f"{cold}{JOB}settings['model__name'] = 'resnet56'{TRAIN}", [folder / "run"] * 2)
+    read_until(processes[0].stdout, "└")  # the end of the start screen
+    return processes
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("asked", [[0, 1], [1]])
+def test_a_job_is_stopped_in_a_long_compilation_whichever_process_is_asked(tmp_path, asked):
+    processes = job_that_compiles(tmp_path)
+    for index in asked:
+        processes[index].send_signal(signal.SIGTERM)
+    ends = ends_of(processes)
+    assert [status for status, _, _ in ends] == [75, 75], ends
+    assert "stopped before a step was made; nothing was lost" in ends[0][1]
+    assert "Traceback" not in ends[0][2] + ends[1][2]
+
+
+@pytest.mark.slow
+def test_a_second_signal_ends_a_process_of_a_job_at_once(tmp_path):
+    processes = job_that_compiles(tmp_path)
+    processes[0].send_signal(signal.SIGTERM)
+    read_until(processes[0].stdout, "stopping after the next step")
+    while processes[0].poll() is None:  # those of the first half second are the same request
+        processes[0].send_signal(signal.SIGUSR1)
+        os.sched_yield()
+    assert [status for status, _, _ in ends_of(processes)] == [128 + signal.SIGUSR1, LOST]
 
 
 @pytest.mark.slow
