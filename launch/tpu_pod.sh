@@ -23,9 +23,12 @@ if [ "$(state)" = NONE ]; then
   "${tpus[@]}" queued-resources create "$NAME" --node-id="$NAME" --zone="$ZONE" --accelerator-type="$TYPE" \
     --runtime-version="$runtime" ${SPOT:+--spot}
 fi
-until [ "$(state)" = ACTIVE ]; do
-  echo "$NAME is $(state)"
+now=$(state)
+while [ "$now" != ACTIVE ]; do
+  echo "$NAME is $now"
+  case $now in SUSPENDED | FAILED) exit 1 ;; esac
   sleep "${EVERY:-30}"
+  now=$(state)
 done
 
 on_all() {

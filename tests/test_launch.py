@@ -118,6 +118,13 @@ elif "create" in sys.argv:
     assert trained[0][-1].rstrip().endswith(r"--config.parallel.distributed=True --workdir=gs://b/my\ run")
 
 
+def test_a_tpu_pod_that_is_not_given_ends_the_wait(tmp_path):
+    body = "if 'describe' in sys.argv: print('FAILED' if os.path.exists(__file__ + '.asked') else 'PROVISIONING')"
+    stub(tmp_path, "gcloud", f"{body}\nif 'describe' in sys.argv: open(__file__ + '.asked', 'a').close()")
+    done = launch(tmp_path, LAUNCH / "tpu_pod.sh", NAME="pod", ZONE="z", TYPE="v5litepod-16", EVERY="0")
+    assert done.returncode == 1 and done.stdout.splitlines()[-1] == "pod is FAILED"
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "variables",

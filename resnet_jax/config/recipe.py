@@ -285,7 +285,7 @@ class Recipe:
         return step % self.config.log.every_steps == 0 or self.is_eval_step(step)
 
     def is_check_due(self, before: int, step: int) -> bool:
-        """True if the devices are to be compared after this step: every so many steps, and before a checkpoint."""
+        """True if the devices are to be compared after this step: every so many steps, and before an evaluation."""
         every = self.config.parallel.check_every_steps
         return step // every > before // every or self.is_eval_step(step)
 

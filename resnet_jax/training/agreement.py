@@ -36,7 +36,7 @@ def check_agreement(parallel: DataParallel, tree, when: str) -> None:
 
 
 class CheckAgreement(Hook):
-    """Stops where the devices hold different states: at the start, every so many steps, and before a checkpoint."""
+    """Stops where the devices hold different states: at the start, every so many steps, and before an evaluation."""
 
     def start(self, step, state):
         self._checked = step

@@ -29,7 +29,7 @@ def skip_nonfinite(train_step: Callable) -> Callable:
         changed["inner_state"] = updated.opt_state.inner_state
         before = {name: getattr(state, name) for name in ("params", "batch_stats", "ema")}
         before["inner_state"] = state.opt_state.inner_state
-        numbers = [sums["loss"], *filter(_is_floating, jax.tree.leaves(changed))]
+        numbers = filter(_is_floating, jax.tree.leaves((changed, sums)))
         finite = functools.reduce(jnp.logical_and, [jnp.isfinite(x).all() for x in numbers])
         kept = jax.tree.map(functools.partial(jnp.where, finite), changed, before)
         opt_state = updated.opt_state._replace(inner_state=kept.pop("inner_state"))

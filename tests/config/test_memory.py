@@ -33,7 +33,7 @@ def test_a_batch_that_does_not_fit_is_refused_with_the_largest_that_does(tmp_pat
         train(config(1000), tmp_path / "large", QUIET)
     assert (tmp_path / "large" / "metrics.jsonl").read_text() == ""
     largest = int(re.search(r"--config.train.batch_size=(\d+)$", str(refused.value))[1])
-    assert 90 <= largest and needed(config(largest)) <= limit < needed(config(largest + 20))
+    assert largest >= 90 and needed(config(largest)) <= limit < needed(config(largest + 20))
 
 
 def test_a_model_that_does_not_fit_is_refused_whatever_its_batch(tmp_path, monkeypatch):

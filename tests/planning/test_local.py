@@ -103,6 +103,13 @@ def test_memory_that_is_too_small_names_the_largest_batch(tmp_path, quick, monke
     assert "input" not in found  # a step that does not fit is not tried
 
 
+def test_memory_that_is_too_small_for_evaluations_alone_names_their_batch(tmp_path, quick, monkeypatch):
+    monkeypatch.setattr("resnet_jax.planning.plan.memory_of", lambda device: 1_000_000)
+    found = checks(tiny_config(train__batch_size=8, eval__batch_size=360), tmp_path)
+    assert "an evaluation of 360 images needs" in found["memory"].found
+    assert found["memory"].advice == "a smaller eval.batch_size"
+
+
 JOB = """
 import pathlib, sys, jax
 address, index, version = "127.0.0.1:" + sys.argv[1], int(sys.argv[2]), sys.argv[3]
