@@ -97,12 +97,12 @@ def shown_as(folder: pathlib.Path, name: str) -> Iterator[None]:
         del _shown[folder]
 
 
-def shown(path: pathlib.Path) -> str:
-    """A path as people know it."""
+def shown(path: pathlib.Path | str) -> str:
+    """A path, or a text with paths, as people know it."""
+    text = str(path)
     for folder, name in _shown.items():
-        if path.is_relative_to(folder):
-            return "/".join([name, *path.relative_to(folder).parts])
-    return str(path)
+        text = text.replace(str(folder), name)
+    return text
 
 
 def read_environment(workdir: pathlib.Path) -> dict:

@@ -9,12 +9,12 @@ import os
 import pathlib
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 
 import filelock
 
 from resnet_jax.errors import UserError
-from resnet_jax.workdir import cache_folder, check_room, is_url, shown_as, write_json
+from resnet_jax.workdir import absolute, cache_folder, check_room, is_url, shown, shown_as, write_json
 
 
 @contextlib.contextmanager
@@ -86,6 +86,38 @@ def listing(files, root: str) -> dict[str, dict]:
     except FileNotFoundError:
         return {}
     return {path.removeprefix(f"{root}/"): info for path, info in found.items() if path != root}
+
+
+@contextlib.contextmanager
+def local_copy(path: str) -> Iterator[pathlib.Path]:
+    """A path, absolute; for a URL that of a copy, for as long as it is looked at.
+
+    Raises:
+      UserError: nothing is there, or it may not be read.
+    """
+    if not is_url(path):
+        yield absolute(path)
+        return
+    url = path.rstrip("/")
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = pathlib.Path(scratch) / url.rpartition("/")[2]
+        with bucket_errors(url):
+            files, root = file_system(url)
+            unfinished = tuple(unfinished_steps(listing(files, root)))
+            if not download(url, folder, wanted=lambda name: not name.startswith((".lease", *unfinished))):
+                raise UserError(f"{url}: expected a run or the folder of a step, found nothing there; check the URL")
+        with shown_as(folder, url):
+            try:
+                yield folder
+            except UserError as error:
+                error.args = (shown(str(error)),)
+                raise
+
+
+def unfinished_steps(names: Collection[str]) -> list[str]:
+    """The folders, each with a slash at its end, of steps that are being uploaded or removed, or were when it ended."""
+    marked = (name.removesuffix(UNFINISHED) for name in names if name.endswith(f"/{UNFINISHED}"))
+    return [step for step in marked if step + LAST[0] not in names]
 
 
 LAST = ("manifest.json", "result.json")  # files that say that others are whole, in the order of their upload

@@ -22,6 +22,7 @@ from resnet_jax.bucket.files import (
     file_system,
     listing,
     reason_of,
+    unfinished_steps,
     upload,
 )
 from resnet_jax.bucket.lease import Lease
@@ -60,14 +61,12 @@ class Mirror:
             raise UserError(f"{self.url}: there is no bucket {bucket}, or you may not see it; check the URL")
 
     def _remove_unfinished(self) -> None:
-        """Remove what a process that was killed left of a step that it was uploading or removing."""
+        """Remove what a process that was killed left of steps that it was uploading or removing."""
         names = listing(self._files, self._root)
-        for mark in (name for name in names if name.endswith(f"/{UNFINISHED}")):
-            step = mark.removesuffix(UNFINISHED)
-            if step + _MANIFEST not in names:
-                for name in (name for name in names if name.startswith(step) and name != mark):
-                    self._files.rm_file(f"{self._root}/{name}")
-            self._files.rm_file(f"{self._root}/{mark}")
+        left = tuple(unfinished_steps(names))
+        for name in sorted(names, key=lambda name: name.endswith(UNFINISHED)):  # the marks last
+            if name.startswith(left) or name.endswith(f"/{UNFINISHED}"):
+                self._files.rm_file(f"{self._root}/{name}")
 
     def close(self) -> None:
         """Give up the lease, and remove the copy."""

@@ -1,12 +1,12 @@
 """Look after checkpoints: python -m resnet_jax.checkpoint ls|verify|diff|average|slim PATH [PATH...] [--to OUT]"""
 
 import argparse
+import contextlib
 
-from resnet_jax.bucket.files import outputs_in_buckets
+from resnet_jax.bucket.files import local_copy, outputs_in_buckets
 from resnet_jax.checkpoint import screens, tools
 from resnet_jax.commands import Parser, command_line, make_console, new_file
 from resnet_jax.errors import UserError
-from resnet_jax.workdir import absolute
 
 _PATHS = {
     "ls": ("RUN", "list the steps of a run", 1),
@@ -30,9 +30,9 @@ def _parser() -> argparse.ArgumentParser:
 
 def main(argv: list[str] | None = None) -> None:
     """The command."""
-    with command_line():
+    with command_line(), contextlib.ExitStack() as stack:
         args, console = _parser().parse_args(argv), make_console()
-        paths = [absolute(path) for path in args.paths]
+        paths = [stack.enter_context(local_copy(path)) for path in args.paths]
         if args.command in ("average", "slim"):
             with outputs_in_buckets(args, "to"):
                 out = new_file(args.to, "--to")

@@ -3,6 +3,7 @@
 import atexit
 import contextlib
 import ctypes
+import ipaddress
 import os
 import socket
 import threading
@@ -176,6 +177,18 @@ def _check_port(bind: str) -> None:
         ) from None
 
 
+def _loopback_advice(address: Address) -> str:
+    """Where process 0 listens for its own machine alone: /etc/hosts often gives a machine's name such an address."""
+    host, _ = host_and_port(address.bind)
+    with contextlib.suppress(OSError, ValueError):
+        if address.process_id == 0 and ipaddress.ip_address(socket.gethostbyname(host)).is_loopback:
+            return (
+                f"; {host} is an address for this machine alone: if others are on other machines, set "
+                "JAX_COORDINATOR_BIND_ADDRESS, or --coordinator_bind, to one that they reach"
+            )
+    return ""
+
+
 @contextlib.contextmanager
 def _no_longer_than(timeout: float, address: Address):
     """End the process if the body takes longer: JAX's own timeout ends it by SIGABRT."""
@@ -185,7 +198,7 @@ def _no_longer_than(timeout: float, address: Address):
         message = (
             f"error: --coordinator: process {address.process_id} of {address.num_processes} ({socket.gethostname()}), "
             f"{where}, has not met all the others in {timeout:g} s; see that all of them were started with the same "
-            "--coordinator and --num_processes, and that its port can be reached\n"
+            f"--coordinator and --num_processes, and that its port can be reached{_loopback_advice(address)}\n"
         )
         os.write(2, message.encode())
         signals.end_process(os.EX_TEMPFAIL)  # they may come the next time

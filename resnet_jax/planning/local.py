@@ -159,8 +159,8 @@ def _memory(recipe: Recipe, watch) -> Check:
         return Check("memory", f"{found}; how much there is the device does not say")
     found += f", which has {size_text(plan.available)}{largest}"
     if plan.evaluation.memory > plan.available and plan.train.memory <= plan.available:
-        what = f"an evaluation of {plan.evaluation.batch:,} images needs {size_text(plan.evaluation.memory)} on each device"
-        return Check("memory", f"{what}, which has {size_text(plan.available)}", "a smaller eval.batch_size")
+        found = f"an evaluation of {plan.evaluation.batch:,} images needs {size_text(needed)} on each device"
+        return Check("memory", f"{found}, which has {size_text(plan.available)}", "a smaller eval.batch_size")
     if refused or needed > plan.available:
         advice = f"--config.train.batch_size={plan.largest.fits}" if plan.largest.fits else "a smaller net"
         return Check("memory", found, f"{advice}, or the same batch in parts (train.grad_accum_steps)")

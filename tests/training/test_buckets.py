@@ -5,6 +5,7 @@ import json
 import os
 import pathlib
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -121,6 +122,33 @@ def test_what_commands_write_may_be_in_a_bucket(storage, finished, tmp_path, cap
     with pytest.raises(SystemExit):
         convert.main([run, "--to", urls["w.safetensors"]])
     assert "w.safetensors: expected the name of a new file" in capsys.readouterr().err
+
+
+def test_checkpoints_in_a_bucket_are_looked_after_as_those_on_a_disk(storage, finished, tmp_path, capsys):
+    files, root = file_system(storage)
+    files.put(str(finished[0]), f"{root}/run", recursive=True)
+    whole = [f"{storage}/run/checkpoints/{step}" for step in (finished[1]["best"]["step"], 60)]
+    for command in (["ls", f"{storage}/run"], ["verify", f"{storage}/run"], ["diff", *whole]):
+        local = [text.replace(f"{storage}/run", str(finished[0])) for text in command]
+        printed = []
+        for arguments in (command, local):
+            checkpoint_command.main(arguments)
+            out = capsys.readouterr().out.replace(f"{storage}/run", str(finished[0]))
+            dates = re.compile(r"\d+-\d\d-\d\d|\d\d:\d\d:\d\d")  # of a copy
+            printed.append([word for word in out.split() if word[-1].isalnum() and not dates.fullmatch(word)])
+        assert printed[0] == printed[1]
+    checkpoint_command.main(["average", f"{storage}/run", "--to", str(tmp_path / "mean")])
+    assert resnet_jax.load_checkpoint(tmp_path / "mean")
+    path = next(path for path in files.find(f"{root}/run/checkpoints/60/model") if "/d/" in path)
+    files.pipe_file(path, b"other")
+    capsys.readouterr()
+    with pytest.raises(SystemExit):
+        checkpoint_command.main(["verify", f"{storage}/run"])
+    said = capsys.readouterr()
+    assert f"checkpoint {storage}/run/checkpoints/60 is corrupt" in said.out and "60; a run that" in said.err
+    with pytest.raises(SystemExit):
+        checkpoint_command.main(["ls", f"{storage}/none"])
+    assert f"{storage}/none: expected a run or the folder of a step, found nothing there" in capsys.readouterr().err
 
 
 def test_a_second_process_is_kept_out_and_the_lease_of_a_dead_one_is_taken(storage, monkeypatch):

@@ -266,6 +266,7 @@ def test_a_job_that_does_not_come_together_ends_in_one_line(index, what):
     )
     assert process.returncode == LOST
     assert re.fullmatch(rf"error: --coordinator: process {index} of 2 .*{what} 127.0.0.1:\d+, .*\n", process.stderr)
+    assert ("127.0.0.1 is an address for this machine alone" in process.stderr) == (index == 0)
 
 
 @pytest.mark.slow

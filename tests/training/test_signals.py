@@ -1,5 +1,6 @@
 """Requests to stop, with real signals, pipes and terminals."""
 
+import io
 import json
 import os
 import pty
@@ -9,8 +10,12 @@ import sys
 import time
 
 import pytest
+from rich.console import Console
 
 from resnet_jax.checkpoint import SavedSteps
+from resnet_jax.training import preemption
+from resnet_jax.training.preemption import Preemption
+from resnet_jax.workdir import StorageError
 from tests.runs import ROOT, start_process
 
 
@@ -72,6 +77,21 @@ def test_a_signal_in_the_first_seconds_is_one_line(tmp_path, module, number):
     assert process.returncode == 75
     lines = [line for line in rest.splitlines() if not line.startswith("import time")]
     assert lines == ["stopped outside of training; nothing was lost"]
+
+
+@pytest.mark.parametrize(("error", "status"), [(StorageError("/run: gone"), 3), (RuntimeError("a bug"), 1)])
+def test_an_error_of_the_thread_that_saves_ends_the_process(monkeypatch, error, status):
+    ended, printed = [], io.StringIO()
+    monkeypatch.setattr("resnet_jax.signals.end_process", ended.append)
+    monkeypatch.setattr(preemption, "_PATIENCE", 0.0)
+    asked = Preemption(lambda: signal.SIGTERM, Console(file=printed))
+
+    def fail():
+        raise error
+
+    with asked.at_work(), asked.interruptible(fail):
+        asked.serve()
+    assert ended == [status] and str(error) in printed.getvalue()
 
 
 def test_a_signal_while_the_interpreter_ends_changes_no_status():
