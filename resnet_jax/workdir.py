@@ -132,8 +132,10 @@ def read_json(path: pathlib.Path) -> dict:
     """A JSON object from a file, or `UserError`."""
     try:
         value = json.loads(path.read_text())
-    except (OSError, ValueError, RecursionError) as error:  # ValueError: not text, or not JSON
-        raise UserError(f"{path}: cannot be read: {error}; mend or move it") from None
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}; mend or move it") from None
+    except (ValueError, RecursionError) as error:  # not text, or not JSON
+        raise UserError(f"{path}: cannot be read: it is not JSON ({error}); mend or move it") from None
     if not isinstance(value, dict):
         raise UserError(f"{path}: expected a JSON object, found {type(value).__name__}; mend or move it")
     return value

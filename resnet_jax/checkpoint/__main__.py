@@ -5,7 +5,7 @@ import contextlib
 
 from resnet_jax.bucket.files import local_copy, outputs_in_buckets
 from resnet_jax.checkpoint import screens, tools
-from resnet_jax.commands import Parser, command_line, make_console, new_file
+from resnet_jax.commands import Parser, command_line, make_console, new_file, writing_file
 from resnet_jax.errors import UserError
 
 _PATHS = {
@@ -34,7 +34,7 @@ def main(argv: list[str] | None = None) -> None:
         args, console = _parser().parse_args(argv), make_console()
         paths = [stack.enter_context(local_copy(path)) for path in args.paths]
         if args.command in ("average", "slim"):
-            with outputs_in_buckets(args, "to"):
+            with outputs_in_buckets(args, "to"), writing_file(args.to, "--to"):
                 out = new_file(args.to, "--to")
                 if args.command == "slim":
                     tools.slim(tools.one_step(paths[0]), out)

@@ -20,7 +20,7 @@ def print_steps(console: Console, path: pathlib.Path) -> None:
     best = saved_steps(path).best() if whole and len(steps) > 1 else None
     table = _table(shown(path), "step", "validation", "size", "saved", "state")
     for listed in steps:
-        state = shown(listed.problem or "") or ("best" if listed.path.name == str(best) else "whole")
+        state = shown(listed.problem or "") or ("best" if listed.path.name == str(best) else "saved")
         scores = _scores(listed.manifest) if listed.manifest else ""
         size = f"{listed.size / 1e6:,.1f} MB"
         table.add_row(listed.path.name, scores, size, f"{listed.saved:%Y-%m-%d %H:%M:%S}", state)

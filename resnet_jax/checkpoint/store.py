@@ -283,5 +283,5 @@ class Checkpoints(SavedSteps):
             if isinstance(error, UserError) or not is_of_storage(error):
                 raise
             steps = ", ".join(map(str, SavedSteps(self.workdir).steps()))
-            left = f"the checkpoints of steps {steps} are whole" if steps else "no checkpoint was saved before"
+            left = f"whole checkpoints: {steps}" if steps else "no checkpoint was saved before"
             raise StorageError(f"{describe_failure(error, self.workdir)}; {left}") from error

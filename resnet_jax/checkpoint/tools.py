@@ -14,6 +14,7 @@ from resnet_jax.checkpoint.errors import CorruptCheckpoint
 from resnet_jax.checkpoint.manifest import Manifest, is_step, read_manifest
 from resnet_jax.checkpoint.store import DIRECTORY, SavedSteps
 from resnet_jax.errors import UserError
+from resnet_jax.workdir import check_room
 
 ITEMS = ("model", "optimizer")
 
@@ -152,7 +153,7 @@ def saved_steps(path: pathlib.Path) -> SavedSteps:
 def slim(source: pathlib.Path, out: pathlib.Path) -> None:
     """Write a copy of a step without what only training needs: the state of the optimizer."""
     items, manifest = read_step(source, ("model",))
-    write_step(out, items, manifest)
+    _write(out, items, manifest)
 
 
 def average(sources: Sequence[pathlib.Path], out: pathlib.Path) -> list[int | None]:
@@ -179,5 +180,10 @@ def average(sources: Sequence[pathlib.Path], out: pathlib.Path) -> list[int | No
     source = {**(first[1].card or {}).get("source", {}), "metrics": None, "average_of_steps": steps}
     card = {**first[1].card, "source": source} if first[1].card else None
     last = max((step for step in steps if step is not None), default=None)
-    write_step(out, {"model": mean}, Manifest(last, None, {}, card))
+    _write(out, {"model": mean}, Manifest(last, None, {}, card))
     return steps
+
+
+def _write(out, items, manifest) -> None:
+    check_room(out.parent, sum(array.nbytes for arrays in items.values() for array in arrays.values()))
+    write_step(out, items, manifest)

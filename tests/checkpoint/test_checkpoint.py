@@ -295,7 +295,7 @@ def test_a_full_disk_is_one_error_and_leaves_the_steps_before(small_disk):
         checkpoints.wait()
     assert re.search(
         r"No space left on device for a checkpoint of 0.[0-9] MB \(0.0 MB are free\). Make room, then continue: the "
-        r"same command with --workdir=.*; the checkpoints of steps 1 are whole",
+        r"same command with --workdir=.*; whole checkpoints: 1",
         str(stopped.value),
     )
     assert SavedSteps(workdir).steps() == [1]
@@ -306,7 +306,7 @@ def test_a_disk_that_fills_while_a_step_is_written_is_one_error_too(small_disk, 
     fill(workdir, scores(0.5))
     size = sum(leaf.nbytes for leaf in jax.tree.leaves(items_of(2)))
     with (
-        pytest.raises(StorageError, match="No space left on device.* steps 1 are whole"),
+        pytest.raises(StorageError, match="No space left on device.*; whole checkpoints: 1"),
         open_checkpoints(workdir) as c,
     ):
         (workdir / "filling").write_bytes(bytes(shutil.disk_usage(workdir).free - size - 5_000))

@@ -1,5 +1,7 @@
 """python -m resnet_jax.checkpoint"""
 
+import shutil
+
 import jax
 import numpy as np
 import pytest
@@ -32,7 +34,7 @@ def test_the_listing_shows_scores_the_best_and_what_is_wrong(run, capsys):
     main(["ls", str(run)])
     lines = {line.split()[1]: line for line in capsys.readouterr().out.splitlines() if line.startswith("│")}
     assert lines.keys() == {"1", "2", "3", "9"}
-    assert "accuracy 0.9000" in lines["1"] and "best" in lines["1"] and "whole" in lines["2"]
+    assert "accuracy 0.9000" in lines["1"] and "best" in lines["1"] and "saved" in lines["2"]
     assert "it has no manifest.json" in lines["9"]
 
 
@@ -115,3 +117,16 @@ def test_a_run_without_checkpoints_is_said_to_have_none(tmp_path):
     (tmp_path / "checkpoints").mkdir()
     with pytest.raises(UserError, match="no checkpoint yet"):
         tools.list_steps(tmp_path)
+
+
+@pytest.mark.parametrize(("command", "paths"), [("slim", ["RUN"]), ("average", ["RUN", "RUN"])])
+def test_what_cannot_be_written_is_one_line(finished, small_disk, capsys, command, paths):
+    arguments = [str(finished[0]) if path == "RUN" else path for path in paths]
+    disk = small_disk(1_000_000)
+    (disk / "filling").write_bytes(bytes(shutil.disk_usage(disk).free - 1000))
+    for out, reason in ((disk / "new", "No space left on device"), ("/proc/new", "cannot be written")):
+        with pytest.raises(SystemExit):
+            main([command, *arguments, "--to", str(out)])
+        said = capsys.readouterr().err
+        assert said.startswith(f"error: --to: {out} cannot be written: ") and reason in said and said.count("\n") == 1
+    assert {path.name for path in disk.iterdir()} == {"filling"}
