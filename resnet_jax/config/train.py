@@ -37,11 +37,12 @@ from resnet_jax.training.console import print_end
 from resnet_jax.training.logs import read_metrics
 from resnet_jax.training.loop import train_run
 from resnet_jax.training.parallel import is_main_process
-from resnet_jax.training.preemption import Asked, Preemption, stop_requests
+from resnet_jax.training.preemption import Asked, Preemption
 from resnet_jax.training.probes import make_probes
 from resnet_jax.training.processes import from_main
 from resnet_jax.training.replicas import seconds_per_step, stack_states, train_replicas
 from resnet_jax.training.run import TrainingRun
+from resnet_jax.training.stop_requests import stop_requests
 from resnet_jax.training.watchdog import watchdog
 from resnet_jax.workdir import absolute, is_url, shown, storage_errors, write_json
 

@@ -22,7 +22,7 @@ from resnet_jax.studies.estimate import Stopwatch
 from resnet_jax.studies.grow import claim, grown, write_results
 from resnet_jax.studies.study import StudyRun, check_study, collect, run_config
 from resnet_jax.training.parallel import is_main_process
-from resnet_jax.training.preemption import stop_requests
+from resnet_jax.training.stop_requests import stop_requests
 from resnet_jax.workdir import absolute, storage_errors, write_json, write_text
 
 _INTERRUPTED = "stopped, and saved what was under way; to continue, give the same command"
