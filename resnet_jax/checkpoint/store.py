@@ -189,10 +189,11 @@ class Checkpoints(SavedSteps):
             (step, saving), self._saving = self._saving, None
             with self._storage_errors():
                 try:
-                    saving.result()
-                finally:
-                    if self.path(step).exists():  # also where its upload failed
+                    self._metrics[step] = saving.result()
+                except Exception:
+                    if self.path(step).exists():  # its upload failed
                         self._look_at(step)
+                    raise
                 self._metrics = {step: self._metrics[step] for step in self._remove_old()}
 
     def restore_latest(self, like: Mapping[str, object], *, milestone: bool = False) -> tuple[int, dict, dict] | None:
@@ -235,16 +236,18 @@ class Checkpoints(SavedSteps):
                 self._set_aside()
                 return step, trees
 
-    def _write(self, arrays: dict[str, dict[str, np.ndarray]], manifest: Manifest) -> None:
-        """Write a step, in the thread of writes."""
+    def _write(self, arrays: dict[str, dict[str, np.ndarray]], manifest: Manifest) -> dict | None:
+        """Write a step, in the thread of writes, and return its metrics."""
         check_room(self.workdir, sum(array.nbytes for tree in arrays.values() for array in tree.values()))
         write_step(self.path(manifest.step), arrays, manifest)
         self._after_save()
+        return manifest.metrics
 
-    def _amend(self, path: pathlib.Path, *said) -> None:
+    def _amend(self, path: pathlib.Path, metrics: dict | None, notes: dict, card: dict | None) -> dict | None:
         """Replace the manifest of a step, in the thread of writes: its folder cannot be replaced at once."""
-        amend_manifest(path, *said)
+        amend_manifest(path, metrics, notes, card)
         self._after_save()
+        return metrics
 
     def _remove_old(self) -> set[int]:
         """Remove the steps that are not to be kept, and return the others."""

@@ -3,6 +3,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 import time
@@ -142,8 +143,8 @@ def test_a_script_reproduces_the_reported_accuracy_to_the_last_digit(finished):
     assert int((logits.argmax(axis=-1) == labels).sum()) / len(labels) == result["last"]["test"]["ema_accuracy"]
 
 
-def test_the_evaluate_command_prints_what_the_run_reported(finished, capsys):
-    workdir, result = finished
+def test_the_evaluate_command_prints_what_the_run_reported(finished, tmp_path, capsys):
+    workdir, result = shutil.copytree(finished[0], tmp_path / "run"), finished[1]
     evaluate.main([str(workdir), "--step", "latest", "--split", "validation"])
     screen = capsys.readouterr().out
     assert f"accuracy {result['last']['validation']['accuracy']:.4%}" in screen
