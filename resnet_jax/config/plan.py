@@ -78,7 +78,7 @@ def checkpoints_kept(recipe: Recipe) -> int:
 
 
 def data_folder(recipe: Recipe) -> pathlib.Path | None:
-    """Where the data lie, if the config says so."""
+    """The folder of the data, if the config names it."""
     folder = recipe.config.data.data_dir
     return pathlib.Path(folder) if folder else None
 

@@ -11,7 +11,7 @@ COORDINATOR = "JAX_COORDINATOR_ADDRESS"
 
 
 class Address(NamedTuple):
-    """Where a process finds its job, and which one it is.
+    """The place of a process in its job, and the address of the coordinator.
 
     Attributes:
       coordinator: "HOST:PORT", where process 0 listens.

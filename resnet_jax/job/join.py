@@ -178,7 +178,7 @@ def _check_port(bind: str) -> None:
 
 
 def _loopback_advice(address: Address) -> str:
-    """Where process 0 listens for its own machine alone: /etc/hosts often gives a machine's name such an address."""
+    """A remedy if process 0 listens for its own machine alone, as /etc/hosts often has it; else nothing."""
     host, _ = host_and_port(address.bind)
     with contextlib.suppress(OSError, ValueError):
         if address.process_id == 0 and ipaddress.ip_address(socket.gethostbyname(host)).is_loopback:

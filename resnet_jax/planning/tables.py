@@ -102,7 +102,7 @@ def _network_rows(plan):
 
 
 def check_collectives(train: StepPlan) -> str:
-    """What the devices exchange in a train step beside what they have to, in words."""
+    """Traffic between the devices in a train step beside what has to be, in words."""
     others = {kind: found for kind, found in train.collectives.items() if kind != "all-reduce"}
     expected, reduced = sum(train.summed.values()), train.collectives.get("all-reduce")
     size = reduced.size if reduced else 0

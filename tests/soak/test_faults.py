@@ -67,6 +67,11 @@ def lines_of(workdir):
         return []
 
 
+def assert_no_step_is_lost(workdir, output):
+    made = max((line["step"] for line in lines_of(workdir)), default=0)
+    assert max(SavedSteps(workdir).steps(), default=0) >= made, output
+
+
 def finish(workdir):
     output = (process := start_process(workdir, **SETTINGS)).communicate()[0]
     assert process.returncode == 0, output
@@ -101,8 +106,7 @@ def test_a_request_to_stop_at_any_time_loses_no_step(reference, tmp_path, count)
         assert status in (0, 75), output
         if status == 75:
             stopped += 1
-            made = max((line["step"] for line in lines_of(workdir)), default=0)
-            assert max(SavedSteps(workdir).steps(), default=0) >= made, output
+            assert_no_step_is_lost(workdir, output)
             finish(workdir)
         assert_the_same_end(workdir, reference)
         shutil.rmtree(workdir)

@@ -9,10 +9,9 @@ import subprocess
 
 import pytest
 
-from resnet_jax.checkpoint import SavedSteps
 from tests.jobs import ends_of, run_job, start_job
 from tests.runs import assert_the_same_end
-from tests.soak.test_faults import SETTINGS, counts, lines_of
+from tests.soak.test_faults import SETTINGS, assert_no_step_is_lost, counts, lines_of
 
 CODE = f"""
 resnet_jax.join(address, count, index)
@@ -77,8 +76,7 @@ def test_a_request_to_stop_a_job_at_any_time_loses_no_step(reference, tmp_path, 
         assert statuses in ({0}, {75}), ends
         if statuses == {75}:
             stopped += 1
-            made = max((line["step"] for line in lines_of(workdir)), default=0)
-            assert max(SavedSteps(workdir).steps(), default=0) >= made, ends
+            assert_no_step_is_lost(workdir, ends)
         finish(workdir, rng)
         assert_the_same_end(workdir, reference)
         shutil.rmtree(workdir)
