@@ -89,10 +89,13 @@ _shown: dict[pathlib.Path, str] = {}
 
 @contextlib.contextmanager
 def shown_as(folder: pathlib.Path, name: str) -> Iterator[None]:
-    """Let `shown` call a folder by another name: that of the bucket that it is a copy of."""
+    """Let `shown`, and errors, call a folder by another name: that of the bucket that it is a copy of."""
     _shown[folder] = name
     try:
         yield
+    except UserError as error:
+        error.args = (shown(str(error)),)
+        raise
     finally:
         del _shown[folder]
 

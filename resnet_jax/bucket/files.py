@@ -14,7 +14,7 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 import filelock
 
 from resnet_jax.errors import UserError
-from resnet_jax.workdir import absolute, cache_folder, check_room, is_url, shown, shown_as, write_json
+from resnet_jax.workdir import absolute, cache_folder, check_room, is_url, shown_as, write_json
 
 
 @contextlib.contextmanager
@@ -107,11 +107,7 @@ def local_copy(path: str) -> Iterator[pathlib.Path]:
             if not download(url, folder, wanted=lambda name: not name.startswith((".lease", *unfinished))):
                 raise UserError(f"{url}: expected a run or the folder of a step, found nothing there; check the URL")
         with shown_as(folder, url):
-            try:
-                yield folder
-            except UserError as error:
-                error.args = (shown(str(error)),)
-                raise
+            yield folder
 
 
 def unfinished_steps(names: Collection[str]) -> list[str]:

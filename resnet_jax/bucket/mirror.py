@@ -153,8 +153,5 @@ def opened(workdir: str | pathlib.Path) -> Iterator[Mirror | None]:
                     mirror.publish()
                 raise
             mirror.publish()
-    except UserError as error:
-        error.args = (str(error).replace(str(folder), url),)
-        raise
     finally:
         mirror.close()
